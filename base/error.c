@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Error texts.  A text is formatted into a local buffer first, so that the old text may be among
+ * the arguments, and then copied with everything made printable: messages quote names from outside
+ * and end up on terminals and in logs.
+ */
+#include "base/error.h"
+
+#include "base/bytes.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Longer than the text, so that a cut is seen by the copy, which marks it. */
+#define FORMAT_MAX (2 * ERROR_TEXT_MAX)
+
+/* The length of the sequence at `text` that can be shown as it is, 0 when it must be escaped. */
+static size_t printable_sequence(const uint8_t *text, size_t length, bool quoted)
+{
+    size_t n = bytes_utf8_sequence(text, length);
+
+    if (n == 1 && (text[0] < 0x20 || text[0] == 0x7f))
+        return 0;
+    if (n == 1 && quoted && strchr("'\"\\", text[0]))
+        return 0;
+    if (n == 2 && text[0] == 0xc2 && text[1] < 0xa0)
+        return 0; /* the C1 controls; some terminals obey them */
+    return n;
+}
+
+static char *escape(char *out, size_t out_size, const uint8_t *text, size_t length, bool quoted)
+{
+    size_t used = 0;
+    size_t safe = 0; /* where "..." still fits */
+
+    if (out_size == 0)
+        return out;
+    while (length > 0) {
+        size_t n = printable_sequence(text, length, quoted);
+        size_t width = n ? n : 4;
+
+        if (width > out_size - 1 - used) {
+            size_t dots = out_size - 1 - safe < 3 ? out_size - 1 - safe : 3;
+
+            memcpy(out + safe, "...", dots);
+            used = safe + dots;
+            break;
+        }
+        if (n)
+            memcpy(out + used, text, n);
+        else
+            snprintf(out + used, out_size - used, "\\x%02x", text[0]);
+        used += width;
+        text += n ? n : 1;
+        length -= n ? n : 1;
+        if (used + 3 < out_size)
+            safe = used;
+    }
+    out[used] = '\0';
+    return out;
+}
+
+char *error_escape(char *out, unsigned long out_size, const void *text, unsigned long length)
+{
+    return escape(out, out_size, text, length, true);
+}
+
+char *error_printable(char *out, unsigned long out_size, const void *text, unsigned long length)
+{
+    return escape(out, out_size, text, length, false);
+}
+
+static void set_text(struct error *error, const char *text)
+{
+    error_printable(error->text, sizeof(error->text), text, strlen(text));
+}
+
+int error_set(struct error *error, int err, const char *format, ...)
+{
+    char text[FORMAT_MAX];
+    va_list args;
+
+    if (!error)
+        return -err;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    set_text(error, text);
+    return -err;
+}
+
+/* Appends to a text in `size` bytes; what does not fit is dropped. */
+__attribute__((format(printf, 3, 4))) static void append(char *text, size_t size,
+                                                         const char *format, ...)
+{
+    size_t used = strlen(text);
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text + used, size - used, format, args);
+    va_end(args);
+}
+
+int error_set_errno(struct error *error, int err, const char *format, ...)
+{
+    char text[FORMAT_MAX];
+    char buffer[128];
+    va_list args;
+
+    if (!error)
+        return -err;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    append(text, sizeof(text), ": %s", strerror_r(err, buffer, sizeof(buffer)));
+    set_text(error, text);
+    return -err;
+}
+
+void error_prefix(struct error *error, const char *format, ...)
+{
+    char text[FORMAT_MAX];
+    va_list args;
+
+    if (!error)
+        return;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    append(text, sizeof(text), "%s", error->text);
+    set_text(error, text);
+}
