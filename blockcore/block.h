@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The data engine's face: reading and writing nodes.  One implementation for every format, on top
+ * of map, allocate and commit.
+ *
+ * Offsets and lengths are bytes of any alignment; vectors have at most BLOCK_IOV_MAX elements.  All
+ * functions run in a coroutine unless they say otherwise and return 0 or negative errno: -EINVAL a
+ * range past the end, -ENOSPC a write past the end or a full disk, -EROFS a node that is not
+ * writable, -EIO a broken image or device, -ENOTSUP fast zeroing that would be slow.
+ */
+#ifndef EVNBD_BLOCKCORE_BLOCK_H
+#define EVNBD_BLOCKCORE_BLOCK_H
+
+#include "blockcore/node.h"
+
+#define BLOCK_IOV_MAX 16
+
+enum {
+    BLOCK_FUA = 1 << 8, /* durable, with the metadata it needs, before the call returns */
+};
+
+/* Reads iov's length at `offset`. */
+int block_readv(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset);
+int block_read(struct node *node, void *buffer, size_t length, uint64_t offset);
+
+/*
+ * Reads without waiting, on any stack: 0, or -EAGAIN when some of it is not at hand (then
+ * block_read it in a coroutine), or another error, which is then the read's.
+ */
+int block_read_nowait(struct node *node, void *buffer, size_t length, uint64_t offset);
+
+/* `flags`: BLOCK_FUA. */
+int block_writev(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset,
+                 unsigned flags);
+int block_write(struct node *node, const void *buffer, size_t length, uint64_t offset,
+                unsigned flags);
+
+/* `flags`: ZERO_MAY_UNMAP, ZERO_FAST, BLOCK_FUA. `length` may exceed 4 GiB. */
+int block_zero(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
+
+/* Advice; parts smaller than the node can discard are left alone. Nothing without NODE_UNMAP. */
+int block_discard(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
+
+/*
+ * Every write that had returned before the call is durable when it returns, with all metadata.
+ * After a failed sync each later flush fails too.
+ */
+int block_flush(struct node *node);
+
+/* Reads into the page cache (NBD CACHE): no data is returned. */
+int block_prefetch(struct node *node, uint64_t offset, uint64_t length);
+
+enum {
+    STATUS_DATA = 1 << 0,      /* the extent has data in some layer */
+    STATUS_ZERO = 1 << 1,      /* it reads as zeroes */
+    STATUS_ALLOCATED = 1 << 2, /* some layer of the chain has it (data, or explicit zeroes) */
+};
+
+struct block_status {
+    uint64_t length; /* bytes from the offset asked for, at least 1 */
+    unsigned flags;  /* STATUS_* */
+    unsigned depth;  /* layer that has it: 1 the top, 2 its backing node...; 0: none */
+};
+
+/* What is at `offset`: a first part of the range, neighbours with the same answer merged. */
+int block_get_status(struct node *node, uint64_t offset, uint64_t length, struct block_status *ret);
+
+/* A flat piece of an open file, for zero-copy sends. */
+struct block_extent {
+    int fd;
+    uint64_t offset, length;
+};
+
+/*
+ * Flattens the chain of maps at `offset` to a piece of a file, on any stack, without waiting.
+ * Returns 0, -ENOENT (zeroes, encoded...: read it instead) or -EAGAIN (tables are not at hand).
+ */
+int block_resolve(struct node *node, uint64_t offset, uint64_t length, struct block_extent *ret);
+
+#endif

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What a driver is: a const table of functions and data.
+ *
+ * Formats map, the core moves: a format driver answers where the bytes of a guest range are and
+ * keeps its own tables right; the data engine (blockcore/engine.c) does all the moving,
+ * copy-on-write included.  Only protocol drivers have preadv and pwritev.  A NULL function means
+ * that the core emulates it, or refuses with one standard message.
+ *
+ * All functions run in a coroutine.  The core has checked bounds and read-only state before it
+ * calls, and holds the range locks that engine.c describes.
+ */
+#ifndef EVNBD_BLOCKCORE_DRIVER_H
+#define EVNBD_BLOCKCORE_DRIVER_H
+
+#include "base/error.h"
+#include "base/options.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+struct node;
+struct node_open;
+
+enum extent_kind {
+    EXTENT_DATA,    /* the bytes are in `child` at `child_offset` */
+    EXTENT_ZERO,    /* reads as zeroes, whatever lies below */
+    EXTENT_ABSENT,  /* this layer has nothing here: the backing node, else zeroes */
+    EXTENT_ENCODED, /* compressed or encrypted in `child`: the driver's decode gives the bytes */
+};
+
+enum {
+    EXTENT_WRITABLE = 1 << 0, /* DATA: may be overwritten in place */
+    EXTENT_RESERVED = 1 << 1, /* ZERO, ABSENT: storage is reserved for the range */
+};
+
+/* An answer of map(): describes [offset asked for, + length). */
+struct extent {
+    enum extent_kind kind;
+    unsigned flags;
+    uint64_t length; /* bytes, at least 1 */
+    struct node *child;
+    uint64_t child_offset; /* DATA: of the first byte; ENCODED: of the encoded unit */
+    /* ENCODED: the unit that holds the range, and the bytes that encode it. */
+    uint64_t unit_offset, unit_length; /* guest bytes */
+    uint64_t encoded_length;           /* bytes readable at child_offset at most */
+};
+
+/* What allocate() gives: where new data for [offset, offset + length) goes. */
+struct allocation {
+    uint64_t offset, length; /* guest range, whole clusters (the last may pass the disk's end) */
+    struct node *child;
+    uint64_t child_offset;
+    bool reads_zero;    /* the storage is known to read as zeroes now */
+    uint64_t cookie[2]; /* the driver's own */
+};
+
+enum {
+    ZERO_MAY_UNMAP = 1 << 0, /* storage may be given back */
+    ZERO_FAST = 1 << 1,      /* -ENOTSUP rather than be as slow as writing */
+};
+
+/* First bytes by which a format is known. */
+struct magic {
+    uint32_t offset; /* bytes from the start of the file */
+    uint32_t length;
+    const void *bytes;
+};
+
+/* The first bytes of a file, for probing; fewer than PROBE_BYTES only when the file ends. */
+#define PROBE_BYTES 4096
+struct probe {
+    const uint8_t *data;
+    size_t length;
+    uint64_t file_size;
+};
+
+enum driver_kind { DRIVER_PROTOCOL, DRIVER_FORMAT, DRIVER_FILTER };
+
+struct driver {
+    const char *name;
+    enum driver_kind kind;
+    bool takes_backing; /* opens a backing node (node_open_backing) */
+    size_t state_size;  /* bytes of zeroed driver state that the core allocates */
+    const struct magic
+        *magics; /* any of them makes it a candidate; length 0 ends; NULL: never probed */
+    const struct option_row *options; /* for options_take on the node's tree; also the help text */
+
+    /* Refines the magic: whether it is really this format. NULL: the magic is enough. */
+    bool (*match)(const struct probe *probe);
+    /*
+     * Opens: takes its options from open->options, opens children through the core, fills
+     * node->size and the limits in struct node.  On failure the core calls close, which must cope.
+     */
+    int (*open)(struct node *node, struct node_open *open, struct error *error);
+    /* Frees what open made. The core has flushed before, and closes the children after. */
+    void (*close)(struct node *node);
+
+    /*
+     * Fills ret for a first part of [offset, offset + length), ret->length <= length.  When there
+     * is no coroutine (coroutine_self() is NULL) it must not wait: -EAGAIN instead. Protocols:
+     * DATA, or ZERO for a hole; child is not set.  NULL there: all is DATA.
+     */
+    int (*map)(struct node *node, uint64_t offset, uint64_t length, struct extent *ret);
+    /* Gives all extent->unit_length bytes of an ENCODED extent in `out`. */
+    int (*decode)(struct node *node, const struct extent *extent, void *out);
+
+    /* Reserves storage for a first part (at least one cluster) of a cluster-aligned range. */
+    int (*allocate)(struct node *node, uint64_t offset, uint64_t length, struct allocation *ret);
+    /* Makes the storage reachable; the data is in place. */
+    int (*commit)(struct node *node, struct allocation *allocation);
+    /* Gives the storage back; nothing was made reachable. */
+    void (*abort)(struct node *node, struct allocation *allocation);
+
+    /*
+     * For formats: whole clusters, the last of which the disk's end may cut.  For protocols: any
+     * range.  `flags` are ZERO_*.
+     */
+    int (*zero)(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
+    /* Advice: the range is not needed. What it reads as afterwards is the driver's choice of old,
+     * zero. */
+    int (*discard)(struct node *node, uint64_t offset, uint64_t length);
+    /* Formats: writes metadata to the children, in order. Protocols: makes writes durable. */
+    int (*flush)(struct node *node);
+    /* Changes the size. */
+    int (*resize)(struct node *node, uint64_t size, struct error *error);
+
+    /* Protocols only. Bytes past the end of the file read as zeroes; writes there let it grow. */
+    int (*preadv)(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset);
+    int (*pwritev)(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset);
+    /* Loop's stack, never waits: 0 when all bytes were there at once, else -EAGAIN. */
+    int (*preadv_nowait)(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset);
+    /* The descriptor to send from without copying, or negative errno. */
+    int (*descriptor)(struct node *node);
+};
+
+#endif

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The drivers of this program, in the order in which they are probed. Tests pass their own array.
+ */
+#ifndef EVNBD_BLOCKCORE_DRIVERS_H
+#define EVNBD_BLOCKCORE_DRIVERS_H
+
+#include "blockcore/driver.h"
+
+extern const struct driver *const block_drivers[]; /* NULL-terminated */
+
+extern const struct driver driver_file;        /* protocol/file.c */
+extern const struct driver driver_host_device; /* protocol/file.c */
+extern const struct driver driver_raw;         /* format/raw.c */
+
+#endif

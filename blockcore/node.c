@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The life of nodes after they were opened: references, closing, names; and the look-up of drivers.
+ */
+#include "blockcore/node.h"
+
+#include "base/log.h"
+#include "base/trace.h"
+#include "blockcore/engine.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct node *node_ref(struct node *node)
+{
+    node->references++;
+    return node;
+}
+
+/* Closes one node; its children's references are given to the caller. */
+static void close_one(struct node *node, struct node **ret_file, struct node **ret_backing)
+{
+    TRACE(block_close, "%s (%s)", node_name(node), node->driver->name);
+    if (node->opened) {
+        int err = block_flush(node);
+
+        if (err < 0)
+            log_error("flushing %s before it is closed failed: %s", node_name(node),
+                      strerror(-err));
+    }
+    if (node->driver->close)
+        node->driver->close(node);
+    engine_forget_decoded(node);
+    *ret_file = node->file;
+    *ret_backing = node->backing;
+    free(node->filename);
+    free(node->label);
+    free(node->state);
+    free(node);
+}
+
+void node_unref(struct node *node)
+{
+    /* Along the backing chain in a loop: it may be long, and the stack is small. */
+    while (node) {
+        struct node *file, *backing;
+
+        if (--node->references > 0)
+            return;
+        close_one(node, &file, &backing);
+        node_unref(file);
+        node = backing;
+    }
+}
+
+bool node_writable(const struct node *node)
+{
+    return node->flags & NODE_WRITABLE;
+}
+
+const char *node_name(const struct node *node)
+{
+    return node->label ? node->label : node->driver->name;
+}
+
+const struct driver *driver_find(const struct driver *const *drivers, const char *name)
+{
+    for (; *drivers; drivers++) {
+        if (strcmp((*drivers)->name, name) == 0)
+            return *drivers;
+    }
+    return NULL;
+}
+
+static bool has_magic(const struct driver *driver, const struct probe *probe)
+{
+    for (const struct magic *m = driver->magics; m && m->length; m++) {
+        if (range_within(m->offset, m->length, probe->length) &&
+            memcmp(probe->data + m->offset, m->bytes, m->length) == 0)
+            return true;
+    }
+    return false;
+}
+
+const struct driver *driver_probe(const struct driver *const *drivers, const struct probe *probe)
+{
+    for (; *drivers; drivers++) {
+        if (has_magic(*drivers, probe) && (!(*drivers)->match || (*drivers)->match(probe)))
+            return *drivers;
+    }
+    return NULL;
+}

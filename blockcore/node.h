@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Nodes: open files, devices and formats, linked into a graph.
+ *
+ *     qcow2 --file--> file            a chain: the format's own file below it,
+ *       \--backing--> qcow2 --...     the backing node beside it
+ *
+ * Nodes are reference counted.  A driver opens children only through node_open_child and
+ * node_open_backing, so that path policy, the depth limit, cycles, image locks and permissions live
+ * here.
+ */
+#ifndef EVNBD_BLOCKCORE_NODE_H
+#define EVNBD_BLOCKCORE_NODE_H
+
+#include "base/colock.h"
+#include "blockcore/driver.h"
+#include "blockcore/range_lock.h"
+
+#include <sys/types.h>
+
+struct io_engine;
+
+/* Backing links from the top to the bottom of a chain, and file links below one node, at most. */
+#define NODE_DEPTH_MAX 64
+#define NODE_FILE_DEPTH_MAX 8
+
+enum {
+    NODE_WRITABLE = 1 << 0,    /* opened for writing */
+    NODE_NO_CACHE = 1 << 1,    /* O_DIRECT */
+    NODE_NO_FLUSH = 1 << 2,    /* cache=unsafe: flush does not sync */
+    NODE_UNMAP = 1 << 3,       /* discard=unmap: discards reach the file */
+    NODE_NO_LOCK = 1 << 4,     /* no image locks are taken */
+    NODE_SHARE_WRITE = 1 << 5, /* raw: other writers are allowed (image lock) */
+};
+
+/* What a set of nodes is opened with. Owned by the caller; outlives the nodes. */
+struct block_context {
+    const struct driver *const *drivers; /* NULL-terminated */
+    const struct io_engine *engine;      /* NULL: the best there is */
+    bool engine_native;                  /* --aio=native: demand O_DIRECT */
+};
+
+/* Permissions on a file, as image locking shares them with other programs. */
+enum {
+    PERM_CONSISTENT_READ = 1 << 0,
+    PERM_WRITE = 1 << 1,
+    PERM_WRITE_UNCHANGED = 1 << 2,
+    PERM_RESIZE = 1 << 3,
+    PERM_ALL = 15,
+};
+
+/* One open, handed from the core to drivers. */
+struct node_open {
+    const struct block_context *context;
+    json_t *options;     /* this node's tree; what the driver does not take is refused */
+    unsigned flags;      /* NODE_* */
+    unsigned depth;      /* backing links above this node */
+    unsigned file_depth; /* file links above this node, since the last backing link */
+    struct node *parent; /* NULL for the top */
+    unsigned perm;       /* PERM_* that the parent needs of this node */
+    unsigned shared;     /* PERM_* that others may have at the same time */
+
+    struct node *given_file; /* what node_open_file gives instead of opening; the reference moves */
+    json_t *backing;         /* set by node_open_backing: the tree that the core opens afterwards */
+};
+
+/* A file by identity, to refuse cycles and to name nodes in messages. */
+struct node_identity {
+    dev_t device; /* 0, 0: none (not a file) */
+    ino_t inode;
+};
+
+struct node {
+    const struct driver *driver;
+    void *state; /* driver->state_size bytes */
+    unsigned references;
+    bool opened; /* open has succeeded: flush before close */
+    unsigned flags;
+    unsigned depth;
+    char *filename; /* protocols: the path, as given; else NULL */
+    char *label;    /* for messages: the escaped name of the file at the bottom */
+    struct node_identity identity;
+
+    struct node *parent;  /* the node that opened this one, or NULL */
+    struct node *file;    /* the format's own file, or NULL */
+    struct node *backing; /* or NULL */
+
+    /* Filled by open. */
+    uint64_t size; /* bytes */
+    uint32_t
+        request_alignment; /* protocols: offset, length and memory of I/O (1: any); power of two */
+    uint32_t cluster_size; /* formats that allocate: bytes, power of two; else 0 */
+    bool encodes;          /* map may answer ENCODED */
+    bool rotational;
+
+    /* Core. */
+    struct range_locks locks;
+    uint64_t write_generation;   /* protocols: bumped when a change has ended */
+    uint64_t flushed_generation; /* changes up to here are durable */
+    int flush_error;             /* a failed sync is final: negative errno, else 0 */
+    struct co_queue flush_queue; /* waiters of the running sync */
+    bool flush_running;
+    struct decoded_unit *decoded; /* last decoded unit, or NULL */
+};
+
+/*
+ * Opens the image `filename`.  `format` NULL: probe.  `options` (may be NULL, not stolen) are
+ * further options of the format node.  On probing, *ret_guessed_raw tells that no known format
+ * matched (then a write that would make the first sector look like one is refused with -EPERM); may
+ * be NULL when format is given.  In a coroutine.  The caller drops *ret with node_unref.
+ */
+int node_open_image(const struct block_context *context, const char *filename, const char *format,
+                    json_t *options, unsigned flags, struct node **ret, bool *ret_guessed_raw,
+                    struct error *error);
+
+/*
+ * Opens a tree of options: "driver" names the driver (none: "file" for an object with "filename"),
+ * the rest is the driver's.  For --image-opts and for drivers that are given a child as a tree.
+ */
+int node_open_tree(const struct block_context *context, json_t *tree, unsigned flags,
+                   struct node **ret, struct error *error);
+
+/*
+ * Opens a raw node that shows `file` from byte `offset` on; takes the reference to `file`, also on
+ * failure. For --offset.
+ */
+int node_open_window(const struct block_context *context, struct node *file, uint64_t offset,
+                     struct node **ret, struct error *error);
+
+/*
+ * For drivers: opens the child named by option `key` ("file") of open->options, which may be an
+ * object (a tree) or be missing when open->options has "filename" (then a file of that name).  perm
+ * and shared are PERM_*. The child is put into node->file.
+ */
+int node_open_file(struct node *node, struct node_open *open, unsigned perm, unsigned shared,
+                   struct error *error);
+
+/*
+ * For drivers: asks for the backing node that the image names (`name` is `length` bytes, not
+ * NUL-terminated; NULL: the image names none; `format` NULL: the image records none, which is
+ * refused), unless the options have a "backing" of their own (a tree, or null for none).  The core
+ * opens it read-only into node->backing once the driver's open has returned.  Relative names are
+ * relative to the directory of the image; names with a protocol prefix or json: are refused.
+ */
+int node_open_backing(struct node *node, struct node_open *open, const char *name, size_t length,
+                      const char *format, struct error *error);
+
+struct node *node_ref(struct node *node);
+/* Drops a reference; the last one flushes and closes, children after it. In a coroutine. NULL is
+ * fine. */
+void node_unref(struct node *node);
+
+bool node_writable(const struct node *node);
+/* What messages call the node: its file's name, escaped. Valid until the node is closed. */
+const char *node_name(const struct node *node);
+
+/* The driver of that name in the list, or NULL. */
+const struct driver *driver_find(const struct driver *const *drivers, const char *name);
+/* The format that the first bytes show; NULL: none (raw). */
+const struct driver *driver_probe(const struct driver *const *drivers, const struct probe *probe);
+
+#endif

@@ -1,0 +1,497 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Opening: trees of options become nodes.
+ *
+ * A driver opens its file through node_open_file, at once; a backing node it only asks for.  The
+ * core then opens the backing chain link by link, in a loop (node_open_tree), so that a long chain
+ * costs no stack. Here, and only here, is decided which files an image may name, how deep a chain
+ * may be, that it never comes back to a file it has already, and which permissions a file is opened
+ * with.
+ */
+#include "base/buffer.h"
+#include "base/sys.h"
+#include "base/trace.h"
+#include "blockcore/block.h"
+#include "blockcore/drivers.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static const struct option_row no_options[] = {{0}};
+
+static int out_of_memory(struct error *error)
+{
+    return error_set(error, ENOMEM, "out of memory");
+}
+
+/* Takes the string at `key` out of the tree. *ret is NULL when there is none; freed by the caller.
+ */
+static int take_string(json_t *tree, const char *key, char **ret, struct error *error)
+{
+    json_t *value = json_object_get(tree, key);
+
+    *ret = NULL;
+    if (!value)
+        return 0;
+    if (!json_is_string(value))
+        return error_set(error, EINVAL, "the option '%s' of a node must be a string", key);
+    *ret = strdup(json_string_value(value));
+    json_object_del(tree, key);
+    return *ret ? 0 : out_of_memory(error);
+}
+
+/* The protocol for a path: by what is there. A path that cannot be examined is the file driver's to
+ * report. */
+static const char *protocol_for(const char *filename)
+{
+    struct stat st;
+    int fd = sys->openat(AT_FDCWD, filename, O_PATH | O_CLOEXEC, 0);
+    const char *name = driver_file.name;
+
+    if (fd < 0)
+        return name;
+    if (sys->fstat(fd, &st) == 0 && S_ISBLK(st.st_mode))
+        name = driver_host_device.name;
+    sys->close(fd);
+    return name;
+}
+
+/* A tree for the file at a path, which may be any bytes. NULL: out of memory. */
+static json_t *file_tree(const char *filename)
+{
+    json_t *tree = json_pack("{s:s}", "driver", protocol_for(filename));
+
+    if (tree && json_object_set_new(tree, "filename", json_string_nocheck(filename)) == 0)
+        return tree;
+    json_decref(tree);
+    return NULL;
+}
+
+static int find_driver(const struct node_open *open, const struct driver **ret, struct error *error)
+{
+    const char *filename = json_string_value(json_object_get(open->options, "filename"));
+    char *name;
+    int err = take_string(open->options, "driver", &name, error);
+
+    if (err < 0)
+        return err;
+    if (!name && !filename)
+        return error_set(error, EINVAL, "the options of a node name no 'driver'");
+    *ret = driver_find(open->context->drivers, name ? name : protocol_for(filename));
+    if (!*ret) {
+        char shown[64];
+
+        err = error_set(
+            error, EINVAL, "Unknown driver '%s'",
+            error_escape(shown, sizeof(shown), name ? name : "file", strlen(name ? name : "file")));
+    }
+    free(name);
+    return err;
+}
+
+/* Refuses a file that the chain above has already. */
+static int check_cycle(const struct node *node, struct error *error)
+{
+    const struct node_identity *id = &node->identity;
+
+    if (id->device == 0 && id->inode == 0)
+        return 0;
+    for (const struct node *up = node->parent; up; up = up->parent) {
+        const struct node *file = up->file;
+
+        if (file && file->identity.device == id->device && file->identity.inode == id->inode)
+            return error_set(error, ELOOP,
+                             "the backing chain comes back to %s, which it has already",
+                             node_name(file));
+    }
+    return 0;
+}
+
+static int set_label(struct node *node, const char *name, struct error *error)
+{
+    char shown[256];
+
+    free(node->label);
+    error_escape(shown, sizeof(shown), name, strlen(name));
+    if (asprintf(&node->label, "'%s'", shown) < 0)
+        node->label = NULL;
+    return node->label ? 0 : out_of_memory(error);
+}
+
+static struct node *node_alloc(const struct driver *driver, const struct node_open *open)
+{
+    struct node *node = calloc(1, sizeof(*node));
+
+    if (!node)
+        return NULL;
+    node->driver = driver;
+    node->references = 1;
+    node->flags = open->flags;
+    node->depth = open->depth;
+    node->parent = open->parent;
+    range_locks_init(&node->locks);
+    co_queue_init(&node->flush_queue);
+    node->state = calloc(1, driver->state_size ? driver->state_size : 1);
+    if (node->state)
+        return node;
+    free(node);
+    return NULL;
+}
+
+/* Opens one node without its backing. open->options is the core's own copy. */
+static int open_one(struct node_open *open, struct node **ret, struct error *error)
+{
+    const struct driver *driver = NULL;
+    struct node *node;
+    int err = find_driver(open, &driver, error);
+
+    if (err < 0)
+        return err;
+    node = node_alloc(driver, open);
+    if (!node)
+        return out_of_memory(error);
+    err = driver->open(node, open, error);
+    if (err == 0)
+        err = options_finish(open->options, driver->options ? driver->options : no_options,
+                             driver->name, error);
+    if (err == 0 && node->filename)
+        err = set_label(node, node->filename, error);
+    if (err == 0)
+        err = check_cycle(node, error);
+    if (err < 0) {
+        node_unref(node);
+        return err;
+    }
+    node->opened = true;
+    TRACE(block_open, "%s (%s), %" PRIu64 " bytes, flags %#x", node_name(node), driver->name,
+          node->size, node->flags);
+    *ret = node;
+    return 0;
+}
+
+/* Opens the backing chain of `node`, link by link. Takes open->backing. */
+static int open_chain(struct node *node, struct node_open *open, struct error *error)
+{
+    while (open->backing) {
+        json_t *tree = open->backing;
+        struct node_open next = {
+            .context = open->context,
+            .options = tree,
+            .flags = open->flags & (NODE_NO_CACHE | NODE_NO_LOCK),
+            .depth = node->depth + 1,
+            .parent = node,
+            .perm = PERM_CONSISTENT_READ,
+            .shared = PERM_ALL & ~(unsigned)(PERM_WRITE | PERM_RESIZE),
+        };
+        int err;
+
+        open->backing = NULL;
+        if (next.depth > NODE_DEPTH_MAX)
+            err = error_set(error, ELOOP, "the backing chain is longer than %d files",
+                            NODE_DEPTH_MAX);
+        else
+            err = open_one(&next, &node->backing, error);
+        json_decref(tree);
+        if (err < 0) {
+            json_decref(next.backing);
+            error_prefix(error, "cannot open the backing file of %s: ", node_name(node));
+            return err;
+        }
+        open->backing = next.backing;
+        node = node->backing;
+    }
+    return 0;
+}
+
+/* open->options stays the caller's; a copy is taken apart. */
+static int open_tree(const struct node_open *request, struct node **ret, struct error *error)
+{
+    struct node_open open = *request;
+    struct node *node;
+    int err;
+
+    open.options = json_deep_copy(request->options);
+    if (!open.options)
+        return out_of_memory(error);
+    err = open_one(&open, &node, error);
+    json_decref(open.options);
+    if (err < 0) {
+        json_decref(open.backing);
+        return err;
+    }
+    err = open_chain(node, &open, error);
+    if (err < 0) {
+        node_unref(node);
+        return err;
+    }
+    *ret = node;
+    return 0;
+}
+
+int node_open_tree(const struct block_context *context, json_t *tree, unsigned flags,
+                   struct node **ret, struct error *error)
+{
+    const struct node_open open = {
+        .context = context,
+        .options = tree,
+        .flags = flags,
+        .perm = PERM_CONSISTENT_READ | (flags & NODE_WRITABLE ? PERM_WRITE : 0),
+        .shared = PERM_ALL & ~(unsigned)PERM_RESIZE,
+    };
+
+    return open_tree(&open, ret, error);
+}
+
+int node_open_window(const struct block_context *context, struct node *file, uint64_t offset,
+                     struct node **ret, struct error *error)
+{
+    struct node_open open = {
+        .context = context,
+        .flags = file->flags,
+        .given_file = file,
+    };
+    int err;
+
+    open.options = json_pack("{s:s, s:I}", "driver", driver_raw.name, "offset", (json_int_t)offset);
+    err = open.options ? open_one(&open, ret, error) : out_of_memory(error);
+    json_decref(open.options);
+    node_unref(open.given_file); /* not taken when raw failed before */
+    return err;
+}
+
+static int given_file(struct node *node, struct node_open *open, struct error *error)
+{
+    node->file = open->given_file;
+    node->file->parent = node;
+    open->given_file = NULL;
+    free(node->label);
+    node->label = strdup(node_name(node->file));
+    return node->label ? 0 : out_of_memory(error);
+}
+
+/* The tree of the child: "file", or a file of the name "filename". A new reference. */
+static int take_file_tree(struct node_open *open, json_t **ret, struct error *error)
+{
+    json_t *tree = json_object_get(open->options, "file");
+    char *filename;
+    int err;
+
+    if (json_is_object(tree)) {
+        *ret = json_incref(tree);
+        json_object_del(open->options, "file");
+        return 0;
+    }
+    if (tree)
+        return error_set(error, EINVAL,
+                         "the option 'file' of a node must be a set of options "
+                         "(file.filename=..., or an object)");
+    err = take_string(open->options, "filename", &filename, error);
+    if (err < 0)
+        return err;
+    if (!filename)
+        return error_set(error, EINVAL, "a node of a format needs 'file', the node it is kept in");
+    *ret = file_tree(filename);
+    free(filename);
+    return *ret ? 0 : out_of_memory(error);
+}
+
+int node_open_file(struct node *node, struct node_open *open, unsigned perm, unsigned shared,
+                   struct error *error)
+{
+    struct node_open child = {
+        .context = open->context,
+        .flags = open->flags,
+        .depth = open->depth,
+        .file_depth = open->file_depth + 1,
+        .parent = node,
+        .perm = perm,
+        .shared = shared,
+    };
+    int err;
+
+    if (open->given_file)
+        return given_file(node, open, error);
+    if (child.file_depth > NODE_FILE_DEPTH_MAX)
+        return error_set(error, ELOOP, "more than %d nodes are nested by 'file'",
+                         NODE_FILE_DEPTH_MAX);
+    err = take_file_tree(open, &child.options, error);
+    if (err < 0)
+        return err;
+    err = open_tree(&child, &node->file, error);
+    json_decref(child.options);
+    if (err < 0)
+        return err;
+    node->label = strdup(node_name(node->file));
+    return node->label ? 0 : out_of_memory(error);
+}
+
+/* The path of the image that `node` is, for names relative to it; NULL when it is not in a file. */
+static const char *image_path(const struct node *node)
+{
+    for (; node; node = node->file) {
+        if (node->filename)
+            return node->filename;
+    }
+    return NULL;
+}
+
+/* Only plain paths: an image must not reach for the network or for a descriptor. */
+static int check_backing_name(const struct node *node, const char *name, size_t length,
+                              struct error *error)
+{
+    const char *colon = memchr(name, ':', length), *slash = memchr(name, '/', length);
+    char shown[128];
+
+    error_escape(shown, sizeof(shown), name, length);
+    if (length == 0 || memchr(name, 0, length))
+        return error_set(error, EINVAL, "%s names '%s' as its backing file, which is no path",
+                         node_name(node), shown);
+    if (colon && (!slash || colon < slash))
+        return error_set(error, EINVAL,
+                         "%s names '%s' as its backing file; only plain paths are followed "
+                         "(write ./ in front of a file name with a colon)",
+                         node_name(node), shown);
+    return 0;
+}
+
+/* Name and directory joined; freed by the caller. */
+static char *backing_path(const struct node *node, const char *name, size_t length)
+{
+    const char *image = image_path(node);
+    const char *slash = image ? strrchr(image, '/') : NULL;
+    char *path = NULL;
+
+    if (name[0] == '/' || !slash)
+        return strndup(name, length);
+    if (asprintf(&path, "%.*s%.*s", (int)(slash + 1 - image), image, (int)length, name) < 0)
+        return NULL;
+    return path;
+}
+
+static int backing_format(const struct node *node, const struct node_open *open, const char *format,
+                          const char **ret, struct error *error)
+{
+    const struct driver *driver;
+    char shown[64];
+
+    if (!format)
+        return error_set(error, EINVAL,
+                         "%s has a backing file but does not record its format, and guessing is "
+                         "not safe; `qemu-img rebase -u -b FILE -F FORMAT IMAGE` records it",
+                         node_name(node));
+    /* Names of protocols stand for raw in old images. */
+    if (strcmp(format, driver_file.name) == 0 || strcmp(format, driver_host_device.name) == 0)
+        format = driver_raw.name;
+    driver = driver_find(open->context->drivers, format);
+    if (!driver || driver->kind != DRIVER_FORMAT)
+        return error_set(error, ENOTSUP, "%s has a backing file of format '%s', which is unknown",
+                         node_name(node),
+                         error_escape(shown, sizeof(shown), format, strlen(format)));
+    *ret = driver->name;
+    return 0;
+}
+
+int node_open_backing(struct node *node, struct node_open *open, const char *name, size_t length,
+                      const char *format, struct error *error)
+{
+    json_t *given = json_object_get(open->options, "backing");
+    char *path;
+    int err;
+
+    if (given) {
+        if (!json_is_object(given) && !json_is_null(given))
+            return error_set(error, EINVAL,
+                             "the option 'backing' of a node must be a set of options, or null");
+        open->backing = json_is_object(given) ? json_incref(given) : NULL;
+        json_object_del(open->options, "backing");
+        return 0;
+    }
+    if (!name)
+        return 0;
+    err = check_backing_name(node, name, length, error);
+    if (err == 0)
+        err = backing_format(node, open, format, &format, error);
+    if (err < 0)
+        return err;
+    path = backing_path(node, name, length);
+    if (!path)
+        return out_of_memory(error);
+    open->backing = json_pack("{s:s, s:o}", "driver", format, "file", file_tree(path));
+    free(path);
+    return open->backing ? 0 : out_of_memory(error);
+}
+
+/* Reads the start of the file and names its format; "raw" when no known one shows. */
+static int probe_format(const struct block_context *context, json_t *file, unsigned flags,
+                        const char **ret, bool *ret_guessed_raw, struct error *error)
+{
+    const struct driver *driver;
+    struct probe probe;
+    struct node *node;
+    uint8_t *data;
+    int err = node_open_tree(context, file, (flags & NODE_NO_CACHE) | NODE_NO_LOCK, &node, error);
+
+    if (err < 0)
+        return err;
+    data = buffer_get(PROBE_BYTES);
+    if (!data) {
+        node_unref(node);
+        return out_of_memory(error);
+    }
+    probe = (struct probe){data, min_u64(node->size, PROBE_BYTES), node->size};
+    err = block_read(node, data, probe.length, 0);
+    if (err < 0) {
+        error_set_errno(error, -err, "cannot read the start of %s", node_name(node));
+    } else {
+        driver = driver_probe(context->drivers, &probe);
+        *ret = driver ? driver->name : driver_raw.name;
+        *ret_guessed_raw = !driver;
+    }
+    buffer_put(data, PROBE_BYTES);
+    node_unref(node);
+    return err;
+}
+
+static int check_format(const struct block_context *context, const char *format,
+                        struct error *error)
+{
+    const struct driver *driver = driver_find(context->drivers, format);
+    char shown[64];
+
+    if (driver && driver->kind == DRIVER_FORMAT)
+        return 0;
+    return error_set(error, EINVAL, "Unknown driver '%s'",
+                     error_escape(shown, sizeof(shown), format, strlen(format)));
+}
+
+int node_open_image(const struct block_context *context, const char *filename, const char *format,
+                    json_t *options, unsigned flags, struct node **ret, bool *ret_guessed_raw,
+                    struct error *error)
+{
+    json_t *file = file_tree(filename), *tree = NULL;
+    bool guessed_raw = false;
+    int err = 0;
+
+    if (!file)
+        return out_of_memory(error);
+    if (format)
+        err = check_format(context, format, error);
+    else
+        err = probe_format(context, file, flags, &format, &guessed_raw, error);
+    if (err == 0) {
+        tree = options ? json_deep_copy(options) : json_object();
+        if (!tree || json_object_set_new(tree, "driver", json_string(format)) < 0 ||
+            json_object_set(tree, "file", file) < 0)
+            err = out_of_memory(error);
+    }
+    if (err == 0)
+        err = node_open_tree(context, tree, flags, ret, error);
+    json_decref(tree);
+    json_decref(file);
+    if (ret_guessed_raw)
+        *ret_guessed_raw = guessed_raw;
+    return err;
+}

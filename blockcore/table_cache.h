@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A cache of metadata tables (L1 and L2 tables, refcount blocks, BATs, grain tables), with
+ * write-back and declared order.
+ *
+ * Each cache holds tables of one size in one file.  A cache may be declared to come after another:
+ * "a table of `this` reaches the disk only when everything dirty in `before`, and every byte of
+ * guest data written until then, is durable".  Writing back a cache therefore first writes back and
+ * syncs what comes before it.  Tables are pinned while somebody holds them and evicted least
+ * recently used.
+ *
+ * Coroutines; get, mark_dirty and put never wait when the table is cached (so one holder's changes
+ * between two waits are atomic to all others).
+ */
+#ifndef EVNBD_BLOCKCORE_TABLE_CACHE_H
+#define EVNBD_BLOCKCORE_TABLE_CACHE_H
+
+#include "blockcore/node.h"
+
+struct table_cache;
+
+struct table {
+    uint8_t *data;   /* table_size bytes, as on disk */
+    uint64_t offset; /* bytes in the file */
+};
+
+/*
+ * `tables_max`: tables kept at most (pinned ones may exceed it).  `before` (may be NULL) must
+ * outlive this cache.  NULL: out of memory.
+ */
+struct table_cache *table_cache_new(struct node *file, uint32_t table_size, unsigned tables_max,
+                                    struct table_cache *before);
+/* Frees; dirty tables are dropped (flush first). NULL is fine. */
+void table_cache_free(struct table_cache *cache);
+
+/* The table at `offset` if it is cached now, pinned, else NULL. Any stack, never waits. */
+struct table *table_cache_peek(struct table_cache *cache, uint64_t offset);
+/* The table at `offset`, read if it must be, pinned. A table that the file ends in is an error
+ * (-EIO). */
+int table_cache_get(struct table_cache *cache, uint64_t offset, struct table **ret);
+/* A pinned, zeroed, dirty table at `offset`, without reading: for tables that are new. */
+int table_cache_get_new(struct table_cache *cache, uint64_t offset, struct table **ret);
+void table_cache_put(struct table_cache *cache, struct table *table);
+void table_cache_mark_dirty(struct table_cache *cache, struct table *table);
+/* Forgets the table at `offset`, dirty or not: its storage was given back. It must not be pinned.
+ */
+void table_cache_drop(struct table_cache *cache, uint64_t offset);
+
+bool table_cache_is_dirty(const struct table_cache *cache);
+/*
+ * Writes all dirty tables, in order: what comes before is durable first.  What is written is not
+ * itself synced.  The caller keeps tables from being changed meanwhile (its metadata mutex); get()
+ * writes back in the same way when it must evict.
+ * Returns 0 or negative errno (what was not written stays dirty).
+ */
+int table_cache_writeback(struct table_cache *cache);
+
+#endif

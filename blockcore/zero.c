@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The data engine: zeroing and discarding.
+ *
+ * Both work on whole clusters where a format allocates: the ragged ends of a zeroing are written as
+ * data, those of a discard are left alone.  Large ranges are done in pieces, each under its own
+ * range lock, with a yield between, so that no request holds the loop or the lock for long.
+ */
+#include "base/buffer.h"
+#include "base/trace.h"
+#include "blockcore/engine.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#define ZERO_DATA_PIECE (256 * KIB)
+#define CLUSTERS_PER_PIECE 4096
+
+static int zero_range(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
+
+int write_zero_data(struct node *node, uint64_t offset, uint64_t length)
+{
+    uint64_t piece = min_u64(length, ZERO_DATA_PIECE);
+    uint8_t *zeroes = buffer_get(piece);
+    int err = 0;
+
+    if (!zeroes)
+        return -ENOMEM;
+    memset(zeroes, 0, piece);
+    while (length > 0 && err == 0) {
+        uint64_t n = min_u64(length, piece);
+        const struct iovec iov = {zeroes, n};
+        const struct vec vec = {&iov, 1, 0, n};
+
+        err =
+            is_protocol(node) ? protocol_write(node, vec, offset) : format_write(node, vec, offset);
+        offset += n;
+        length -= n;
+        if (length > 0)
+            coroutine_yield();
+    }
+    buffer_put(zeroes, piece);
+    return err;
+}
+
+/* Whether all of a short range is known to read as zeroes already. */
+static bool reads_zero(struct node *node, uint64_t offset, uint64_t length)
+{
+    struct block_status status;
+
+    return block_get_status(node, offset, length, &status) == 0 && status.length == length &&
+           (status.flags & STATUS_ZERO);
+}
+
+/* A part of a cluster: as data, unless there is nothing to do. */
+static int zero_part(struct node *node, uint64_t offset, uint64_t length)
+{
+    if (length == 0 || reads_zero(node, offset, length))
+        return 0;
+    return write_zero_data(node, offset, length);
+}
+
+/* Whole clusters (the last may be cut by the disk's end). */
+static int zero_clusters(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    uint64_t piece_max = (uint64_t)node->cluster_size * CLUSTERS_PER_PIECE;
+
+    while (length > 0) {
+        uint64_t n = min_u64(length, piece_max);
+        int err = -ENOTSUP;
+
+        if (node->driver->zero) {
+            struct range_lock lock;
+
+            range_lock_exclusive(&node->locks, &lock, offset, align_up(n, node->cluster_size));
+            err = node->driver->zero(node, offset, n, flags);
+            engine_forget_decoded(node);
+            range_unlock(&node->locks, &lock);
+        }
+        if (err == -ENOTSUP && !(flags & ZERO_FAST))
+            err = write_zero_data(node, offset, n);
+        if (err < 0)
+            return err;
+        offset += n;
+        length -= n;
+        if (length > 0)
+            coroutine_yield();
+    }
+    return 0;
+}
+
+static int zero_allocating(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    uint32_t cluster = node->cluster_size;
+    uint64_t end = offset + length;
+    uint64_t start = align_up(offset, cluster);
+    uint64_t stop = end == node->size ? end : align_down(end, cluster);
+    int err;
+
+    if (start >= stop) /* within one cluster, or the two halves at a border */
+        return zero_part(node, offset, length);
+    err = zero_part(node, offset, start - offset);
+    if (err == 0)
+        err = zero_clusters(node, start, stop - start, flags);
+    if (err == 0)
+        err = zero_part(node, stop, end - stop);
+    return err;
+}
+
+/* Formats that pass on: the child is zeroed where the map says. */
+static int zero_mapped(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    while (length > 0) {
+        struct extent e;
+        int err = node->driver->map(node, offset, length, &e);
+
+        if (err < 0)
+            return err;
+        if (e.kind != EXTENT_DATA || !(e.flags & EXTENT_WRITABLE))
+            return -EIO;
+        err = zero_range(e.child, e.child_offset, e.length, flags);
+        if (err < 0)
+            return err;
+        offset += e.length;
+        length -= e.length;
+    }
+    return 0;
+}
+
+static int zero_range(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    if (is_protocol(node))
+        return protocol_zero(node, offset, length, flags);
+    if (node->driver->allocate)
+        return zero_allocating(node, offset, length, flags);
+    return zero_mapped(node, offset, length, flags);
+}
+
+int block_zero(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    int err = 0;
+
+    TRACE(block_zero, "%s offset %" PRIu64 " length %" PRIu64 " flags %#x", node_name(node), offset,
+          length, flags);
+    if (!node_writable(node))
+        return -EROFS;
+    if (!is_protocol(node) && !range_within(offset, length, node->size))
+        return -ENOSPC;
+    if (!(node->flags & NODE_UNMAP))
+        flags &= ~(unsigned)ZERO_MAY_UNMAP;
+    if (length > 0)
+        err = zero_range(node, offset, length, flags & ~(unsigned)BLOCK_FUA);
+    if (err == 0 && (flags & BLOCK_FUA))
+        err = block_flush(node);
+    return err;
+}
+
+static int discard_clusters(struct node *node, uint64_t offset, uint64_t length)
+{
+    uint64_t piece_max = (uint64_t)node->cluster_size * CLUSTERS_PER_PIECE;
+    int err = 0;
+
+    while (length > 0 && err == 0) {
+        uint64_t n = min_u64(length, piece_max);
+        struct range_lock lock;
+
+        range_lock_exclusive(&node->locks, &lock, offset, align_up(n, node->cluster_size));
+        err = node->driver->discard(node, offset, n);
+        engine_forget_decoded(node);
+        range_unlock(&node->locks, &lock);
+        offset += n;
+        length -= n;
+        if (length > 0)
+            coroutine_yield();
+    }
+    return err == -ENOTSUP ? 0 : err;
+}
+
+static int discard_range(struct node *node, uint64_t offset, uint64_t length)
+{
+    int err = 0;
+
+    if (is_protocol(node))
+        return protocol_discard(node, offset, length);
+    if (node->driver->allocate) {
+        uint64_t start = align_up(offset, node->cluster_size), end = offset + length;
+
+        if (end != node->size)
+            end = align_down(end, node->cluster_size);
+        return start < end && node->driver->discard ? discard_clusters(node, start, end - start)
+                                                    : 0;
+    }
+    while (length > 0 && err == 0) {
+        struct extent e;
+
+        err = node->driver->map(node, offset, length, &e);
+        if (err == 0 && e.kind == EXTENT_DATA && (e.flags & EXTENT_WRITABLE))
+            err = discard_range(e.child, e.child_offset, e.length);
+        offset += e.length;
+        length -= e.length;
+    }
+    return err;
+}
+
+int block_discard(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    int err = 0;
+
+    TRACE(block_discard, "%s offset %" PRIu64 " length %" PRIu64, node_name(node), offset, length);
+    if (!node_writable(node))
+        return -EROFS;
+    if (!is_protocol(node) && !range_within(offset, length, node->size))
+        return -EINVAL;
+    if (length > 0 && (node->flags & NODE_UNMAP))
+        err = discard_range(node, offset, length);
+    if (err == 0 && (flags & BLOCK_FUA))
+        err = block_flush(node);
+    return err;
+}

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The table cache: loading, eviction, failures, and the declared order as the recorder sees it. */
+#include "blockcore/block.h"
+#include "blockcore/drivers.h"
+#include "blockcore/table_cache.h"
+#include "tests/support/fault.h"
+#include "tests/support/recorder.h"
+#include "tests/support/sim_disk.h"
+#include "tests/support/sim_engine.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define TABLE 512
+#define TABLES 40
+#define PATH "/sim/tables"
+
+static const struct driver *const drivers[] = {&driver_raw, &driver_file, NULL};
+
+struct fixture {
+    struct node *file;
+    struct table_cache *counts, *links; /* links come after counts */
+    int (*test)(struct fixture *f);
+};
+
+static int run(void *arg)
+{
+    struct fixture *f = arg;
+    const struct block_context context = {.drivers = drivers, .engine = &io_engine_sync};
+    json_t *tree = json_pack("{s:s, s:s}", "driver", "file", "filename", PATH);
+
+    assert_int_equal(node_open_tree(&context, tree, NODE_WRITABLE, &f->file, NULL), 0);
+    json_decref(tree);
+    f->counts = table_cache_new(f->file, TABLE, 4, NULL);
+    f->links = table_cache_new(f->file, TABLE, 4, f->counts);
+    f->test(f);
+    table_cache_free(f->links);
+    table_cache_free(f->counts);
+    node_unref(f->file);
+    return 0;
+}
+
+static void play(int (*test)(struct fixture *f))
+{
+    const struct sim_disk_config config = {.seed = test_seed()};
+    struct fixture f = {.test = test};
+    uint8_t *content = malloc(TABLES * TABLE);
+
+    for (unsigned i = 0; i < TABLES; i++)
+        memset(content + i * TABLE, (int)i + 1, TABLE);
+    sim_disk_install(&config);
+    sim_disk_create(PATH, content, TABLES * TABLE);
+    recorder_install();
+    fault_install();
+    fault_arm(&(struct fault_plan){0});
+    assert_int_equal(test_run(run, &f), 0);
+    fault_remove();
+    recorder_remove();
+    sim_disk_remove();
+    free(content);
+}
+
+static struct table *get(struct table_cache *cache, unsigned number)
+{
+    struct table *table;
+
+    assert_int_equal(table_cache_get(cache, number * TABLE, &table), 0);
+    return table;
+}
+
+static void change(struct table_cache *cache, unsigned number, uint8_t byte)
+{
+    struct table *table = get(cache, number);
+
+    memset(table->data, byte, TABLE);
+    table_cache_mark_dirty(cache, table);
+    table_cache_put(cache, table);
+}
+
+static int run_loading(struct fixture *f)
+{
+    struct table *table, *again;
+
+    assert_null(table_cache_peek(f->links, 3 * TABLE));
+    table = get(f->links, 3);
+    assert_int_equal(table->data[0], 4);
+    assert_int_equal(table->data[TABLE - 1], 4);
+    again = table_cache_peek(f->links, 3 * TABLE);
+    assert_ptr_equal(again, table);
+    table_cache_put(f->links, again);
+    table_cache_put(f->links, table);
+    /* A table that the file ends in is an error, not zeroes. */
+    assert_int_equal(table_cache_get(f->links, TABLES * TABLE - 1, &table), -EIO);
+    assert_int_equal(table_cache_get(f->links, UINT64_MAX - 100, &table), -EIO);
+    /* A load that fails leaves nothing behind. */
+    fault_arm(&(struct fault_plan){FAULT_PREADV, 1, false, EIO, 0});
+    assert_int_equal(table_cache_get(f->links, 5 * TABLE, &table), -EIO);
+    assert_null(table_cache_peek(f->links, 5 * TABLE));
+    table = get(f->links, 5);
+    assert_int_equal(table->data[0], 6);
+    table_cache_put(f->links, table);
+    return 0;
+}
+
+static int run_eviction(struct fixture *f)
+{
+    struct table *held = get(f->links, 0);
+
+    for (unsigned i = 1; i < TABLES; i++)
+        change(f->links, i, (uint8_t)(100 + i));
+    assert_ptr_equal(table_cache_peek(f->links, 0), held); /* pinned: never evicted */
+    table_cache_put(f->links, held);
+    table_cache_put(f->links, held);
+    assert_null(table_cache_peek(f->links, TABLE));
+    assert_int_equal(table_cache_writeback(f->links), 0);
+    for (unsigned i = 1; i < TABLES; i++) {
+        struct table *table = get(f->counts, i); /* another cache sees what was written */
+
+        assert_int_equal(table->data[7], 100 + i);
+        table_cache_put(f->counts, table);
+    }
+    return 0;
+}
+
+/* Records from `from` on: which change or sync comes first after it. */
+static size_t find(size_t from, enum record_kind kind, uint64_t offset)
+{
+    for (size_t i = from; i < recorder_count(); i++) {
+        const struct record *r = recorder_get(i);
+
+        if (r->kind == kind && (kind == RECORD_SYNC || r->change->offset == offset))
+            return i;
+    }
+    return SIZE_MAX;
+}
+
+static int run_order(struct fixture *f)
+{
+    const uint64_t data_offset = 30 * TABLE;
+    uint8_t byte = 0xdd;
+    size_t data, counts, sync, links;
+
+    change(f->links, 2, 0xaa); /* the link is dirty before the count is */
+    assert_int_equal(block_write(f->file, &byte, 1, data_offset, 0), 0);
+    change(f->counts, 1, 0xbb);
+    assert_int_equal(table_cache_writeback(f->links), 0);
+    data = find(0, RECORD_CHANGE, data_offset);
+    counts = find(0, RECORD_CHANGE, 1 * TABLE);
+    links = find(0, RECORD_CHANGE, 2 * TABLE);
+    assert_true(data < recorder_count() && counts < recorder_count());
+    sync = find(counts, RECORD_SYNC, 0);
+    assert_true(data < sync && counts < sync && sync < links && links < recorder_count());
+    assert_false(table_cache_is_dirty(f->links) || table_cache_is_dirty(f->counts));
+
+    /* Nothing dirty: nothing written and nothing synced. */
+    links = recorder_count();
+    assert_int_equal(table_cache_writeback(f->links), 0);
+    assert_int_equal(recorder_count(), links);
+    return 0;
+}
+
+static int run_order_of_eviction(struct fixture *f)
+{
+    change(f->counts, 20, 0xbb);
+    for (unsigned i = 0; i < 5; i++)
+        change(f->links, i, 0xcc);
+    assert_true(find(0, RECORD_CHANGE, 20 * TABLE) < find(0, RECORD_SYNC, 0));
+    assert_true(find(0, RECORD_SYNC, 0) < find(0, RECORD_CHANGE, 0));
+    assert_true(find(0, RECORD_CHANGE, 0) < recorder_count());
+    return 0;
+}
+
+static int run_failures(struct fixture *f)
+{
+    change(f->links, 1, 0x11);
+    change(f->links, 2, 0x22);
+    change(f->counts, 3, 0x33);
+    for (unsigned k = 1; k <= 3; k++) {
+        fault_arm(&(struct fault_plan){FAULT_PWRITEV, k < 3 ? k : 2, true, ENOSPC, 0});
+        assert_int_equal(table_cache_writeback(f->links), -ENOSPC);
+        assert_true(table_cache_is_dirty(f->links));
+    }
+    fault_arm(&(struct fault_plan){0});
+    assert_int_equal(table_cache_writeback(f->links), 0);
+    assert_false(table_cache_is_dirty(f->links));
+    /* When the sync fails nothing that comes after it may be written. */
+    change(f->counts, 3, 0x44);
+    change(f->links, 1, 0x55);
+    fault_arm(&(struct fault_plan){FAULT_FDATASYNC, 1, false, EIO, 0});
+    assert_int_equal(table_cache_writeback(f->links), -EIO);
+    assert_true(table_cache_is_dirty(f->links));
+    return 0;
+}
+
+static int run_new_and_drop(struct fixture *f)
+{
+    struct table *table;
+
+    assert_int_equal(table_cache_get_new(f->links, 50 * TABLE, &table), 0);
+    assert_int_equal(table->data[0], 0);
+    assert_true(table_cache_is_dirty(f->links));
+    table_cache_put(f->links, table);
+    table_cache_drop(f->links, 50 * TABLE);
+    assert_false(table_cache_is_dirty(f->links));
+    assert_null(table_cache_peek(f->links, 50 * TABLE));
+    table_cache_drop(f->links, 50 * TABLE);
+    change(f->links, 7, 9);
+    assert_int_equal(table_cache_get_new(f->links, 7 * TABLE, &table), 0);
+    assert_int_equal(table->data[0], 0);
+    table_cache_put(f->links, table);
+    return 0;
+}
+
+static void test_loading(void **state)
+{
+    play(run_loading);
+}
+
+static void test_eviction(void **state)
+{
+    play(run_eviction);
+}
+
+static void test_order(void **state)
+{
+    play(run_order);
+}
+
+static void test_order_of_eviction(void **state)
+{
+    play(run_order_of_eviction);
+}
+
+static void test_failures(void **state)
+{
+    play(run_failures);
+}
+
+static void test_new_and_drop(void **state)
+{
+    play(run_new_and_drop);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_loading),  cmocka_unit_test(test_eviction),
+        cmocka_unit_test(test_order),    cmocka_unit_test(test_order_of_eviction),
+        cmocka_unit_test(test_failures), cmocka_unit_test(test_new_and_drop),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
