@@ -73,7 +73,10 @@ struct block_extent {
 
 /*
  * Flattens the chain of maps at `offset` to a piece of a file, on any stack, without waiting.
- * Returns 0, -ENOENT (zeroes, encoded...: read it instead) or -EAGAIN (tables are not at hand).
+ * The piece keeps its meaning, whatever is written, zeroed or discarded meanwhile: a peer may take
+ * the bytes out of it long after they were sent.
+ * Returns 0, -ENOENT (zeroes, encoded, storage that may be used for other data later: read it
+ * instead) or -EAGAIN (tables are not at hand).
  */
 int block_resolve(struct node *node, uint64_t offset, uint64_t length, struct block_extent *ret);
 

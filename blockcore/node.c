@@ -17,17 +17,21 @@ struct node *node_ref(struct node *node)
     return node;
 }
 
+/* Children were flushed with the node above them; a failure that a caller was told is not news. */
+static void flush_before_close(struct node *node)
+{
+    bool told = node->flush_failed;
+    int err = node->opened && !node->parent ? block_flush(node) : 0;
+
+    if (err < 0 && !told)
+        log_error("flushing %s before it is closed failed: %s", node_name(node), strerror(-err));
+}
+
 /* Closes one node; its children's references are given to the caller. */
 static void close_one(struct node *node, struct node **ret_file, struct node **ret_backing)
 {
     TRACE(block_close, "%s (%s)", node_name(node), node->driver->name);
-    if (node->opened) {
-        int err = block_flush(node);
-
-        if (err < 0)
-            log_error("flushing %s before it is closed failed: %s", node_name(node),
-                      strerror(-err));
-    }
+    flush_before_close(node);
     if (node->driver->close)
         node->driver->close(node);
     engine_forget_decoded(node);

@@ -74,7 +74,8 @@ struct node {
     const struct driver *driver;
     void *state; /* driver->state_size bytes */
     unsigned references;
-    bool opened; /* open has succeeded: flush before close */
+    bool opened;       /* open has succeeded: flush before close */
+    bool flush_failed; /* a caller of block_flush was told so */
     unsigned flags;
     unsigned depth;
     char *filename; /* protocols: the path, as given; else NULL */
@@ -90,7 +91,7 @@ struct node {
     uint32_t
         request_alignment; /* protocols: offset, length and memory of I/O (1: any); power of two */
     uint32_t cluster_size; /* formats that allocate: bytes, power of two; else 0 */
-    bool encodes;          /* map may answer ENCODED */
+    bool reuses_storage;   /* what map names may be given back, and hold other data later */
     bool rotational;
 
     /* Core. */

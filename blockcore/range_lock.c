@@ -2,9 +2,9 @@
 /*
  * Range locks: a list of what is held and a queue of what waits.
  *
- * A lock is granted when nothing that is held, and nothing that waits in front of it, overlaps it in
- * a way that excludes it; so a stream of shared locks cannot starve an exclusive one.  Granting moves
- * the lock to the held list before its coroutine runs, so nobody can come in between.
+ * A lock is granted when nothing that is held, and nothing that waits in front of it, overlaps it
+ * in a way that excludes it; so a stream of shared locks cannot starve an exclusive one.  Granting
+ * moves the lock to the held list before its coroutine runs, so nobody can come in between.
  */
 #include "blockcore/range_lock.h"
 

@@ -32,6 +32,7 @@ struct location {
     uint64_t offset;      /* of the range, in the owner */
     unsigned depth;       /* 1: the top; 0: no layer has it */
     bool allocated;       /* some layer has it */
+    bool reused;          /* the storage may hold other data later */
 };
 
 /*
@@ -67,6 +68,7 @@ static int locate(struct node *node, uint64_t offset, uint64_t length, struct lo
     int err;
 
     loc->depth = 1;
+    loc->reused = false;
     do {
         if (!coroutine_self() && needs_locks(node) &&
             !range_lock_is_free(&node->locks, offset, length))
@@ -76,6 +78,7 @@ static int locate(struct node *node, uint64_t offset, uint64_t length, struct lo
             return err;
         loc->owner = node;
         loc->offset = offset;
+        loc->reused |= node->reuses_storage;
     } while (step_down(&node, &offset, &length, loc));
     loc->allocated = e->kind != EXTENT_ABSENT;
     if (!loc->allocated) {
@@ -265,8 +268,9 @@ int block_resolve(struct node *node, uint64_t offset, uint64_t length, struct bl
     if (err < 0)
         return err;
     file = loc.extent.child;
-    if (loc.extent.kind != EXTENT_DATA || !is_protocol(file) || !file->driver->descriptor ||
-        file->request_alignment > 1 || loc.extent.child_offset >= file->size)
+    if (loc.extent.kind != EXTENT_DATA || loc.reused || !is_protocol(file) ||
+        !file->driver->descriptor || file->request_alignment > 1 ||
+        loc.extent.child_offset >= file->size)
         return -ENOENT;
     ret->fd = file->driver->descriptor(file);
     ret->offset = loc.extent.child_offset;

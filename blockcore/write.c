@@ -240,5 +240,6 @@ int block_flush(struct node *node)
         err = node->driver->flush(node);
     if (err == 0 && node->file)
         err = block_flush(node->file);
+    node->flush_failed |= err < 0;
     return err;
 }

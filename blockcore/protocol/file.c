@@ -157,6 +157,7 @@ static int file_preadv(struct node *node, const struct iovec *iov, int iovcnt, u
 {
     struct file *file = node->state;
     size_t length = iov_length(iov, iovcnt);
+    uint64_t size = node->size;
     ssize_t n = io_readv(&file->io, iov, iovcnt, offset);
 
     TRACE(file_io, "%s read offset %" PRIu64 " length %zu: %zd", node_name(node), offset, length,
@@ -165,8 +166,9 @@ static int file_preadv(struct node *node, const struct iovec *iov, int iovcnt, u
         return (int)n;
     if ((size_t)n == length)
         return 0;
-    if (offset + (size_t)n < node->size)
-        return -EIO; /* the file was cut while it was open */
+    /* Cut while it was open; but while this read waited, a write may have let it grow. */
+    if (offset + (size_t)n < min_u64(size, node->size))
+        return -EIO;
     iov_fill(iov, iovcnt, (size_t)n, length - (size_t)n, 0);
     return 0;
 }

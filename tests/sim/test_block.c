@@ -281,6 +281,61 @@ static void test_encoded(void **state)
     free(stage);
 }
 
+/* Reads that meet the end of a file while writes move it further must not take that for damage. */
+static int read_at_the_end(void *arg)
+{
+    struct stage *stage = arg;
+    uint8_t buffer[3000];
+    int err = 0;
+
+    for (unsigned i = 0; i < 40 && err == 0; i++)
+        err = block_read(stage->node, buffer, sizeof(buffer), stage->node->size - 100);
+    return err;
+}
+
+static int write_at_the_end(void *arg)
+{
+    struct stage *stage = arg;
+    uint8_t buffer[700] = {1};
+    int err = 0;
+
+    for (unsigned i = 0; i < 40 && err == 0; i++)
+        err = block_write(stage->node, buffer, sizeof(buffer), stage->node->size, 0);
+    return err;
+}
+
+static int run_growth(void *arg)
+{
+    struct stage *stage = arg;
+    struct co_group group;
+
+    open_stage(stage);
+    co_group_init(&group);
+    for (unsigned i = 0; i < 4; i++) {
+        co_group_start(&group, read_at_the_end, stage);
+        co_group_start(&group, write_at_the_end, stage);
+    }
+    assert_int_equal(co_group_wait(&group), 0);
+    node_unref(stage->node);
+    return 0;
+}
+
+static void test_growth(void **state)
+{
+    struct stage *stage = calloc(1, sizeof(*stage));
+
+    for (unsigned i = 0; i < 8; i++) {
+        const struct sim_disk_config config = {.seed = test_seed() + i, .uncached_percent = 50};
+
+        *stage = (struct stage){.options = FILE_NODE("/sim/bottom")};
+        sim_disk_install(&config);
+        sim_disk_create("/sim/bottom", NULL, DISK_SIZE);
+        assert_int_equal(test_run(run_growth, stage), 0);
+        sim_disk_remove();
+    }
+    free(stage);
+}
+
 static int run_bounds(void *arg)
 {
     struct stage *stage = arg;
@@ -327,6 +382,7 @@ int main(void)
         cmocka_unit_test(test_allocating), cmocka_unit_test(test_allocating_aligned),
         cmocka_unit_test(test_backing),    cmocka_unit_test(test_window),
         cmocka_unit_test(test_encoded),    cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_growth),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
