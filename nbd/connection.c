@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The life of a connection.
+ *
+ * Everything that happens to it ends in settle(), which alone decides whether it is over and what
+ * to wait for; the functions in between only set flags.  Three flags lead to the end:
+ *
+ *   input_closed  nothing more is read (DISC, the peer closed, a broken message, a stop);
+ *                 what is in flight is finished and answered
+ *   dead          nothing is sent either (reset, stall, cut); what runs is only awaited
+ *   neither       the connection lives
+ *
+ * It is over when input is closed, no job runs, and all is sent or it is dead.  Jobs hold a pointer
+ * to their connection and count in `running`, so it cannot be freed under them.
+ */
+#include "nbd/connection.h"
+
+#include "base/log.h"
+#include "base/size.h"
+#include "base/trace.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void nbd_connection_owner_init(struct nbd_connection_owner *owner,
+                               const struct nbd_exports *exports)
+{
+    *owner = (struct nbd_connection_owner){.exports = exports};
+    nbd_memory_init(&owner->memory);
+    list_init(&owner->free_jobs);
+}
+
+static void set_reason(struct nbd_connection *c, const char *format, va_list args)
+{
+    if (!c->input_closed)
+        vsnprintf(c->reason, sizeof(c->reason), format, args);
+    c->input_closed = true;
+    reactor_defer(&c->turn);
+}
+
+void nbd_connection_end_input(struct nbd_connection *c, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    set_reason(c, format, args);
+    va_end(args);
+}
+
+void nbd_connection_cut(struct nbd_connection *c, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    set_reason(c, format, args);
+    va_end(args);
+    c->dead = true;
+}
+
+/* ---- Sending ---- */
+
+static void on_stall(struct reactor_timer *timer)
+{
+    struct nbd_connection *c = container_of(timer, struct nbd_connection, stall);
+
+    nbd_connection_cut(c, "the client has taken no replies for %d seconds",
+                       (int)(NBD_STALL_NS / 1000000000));
+}
+
+void nbd_connection_flush(struct nbd_connection *c)
+{
+    uint64_t sent = c->out.sent;
+    int r;
+
+    if (c->dead || c->out.count == 0)
+        return;
+    r = nbd_sendq_send(&c->out, c->stream);
+    if (r == -ENODATA)
+        nbd_connection_cut(c, "export '%s' has become shorter than it was",
+                           c->nbd_export ? c->nbd_export->name : "");
+    else if (r < 0)
+        nbd_connection_cut(c, "cannot send to the client: %s", strerror(-r));
+    else if (!c->out.blocked)
+        reactor_timer_stop(&c->stall);
+    else if (c->out.sent != sent || c->stall.heap_index == 0)
+        reactor_timer_start(&c->stall, NBD_STALL_NS, on_stall);
+}
+
+void nbd_connection_queued(struct nbd_connection *c)
+{
+    if (c->out.queued >= NBD_SEND_BATCH && !c->out.blocked)
+        nbd_connection_flush(c);
+    reactor_defer(&c->turn);
+}
+
+bool nbd_connection_output_full(const struct nbd_connection *c)
+{
+    return c->out.blocked &&
+           (c->out.queued >= NBD_OUTPUT_MAX || c->out.count >= NBD_OUTPUT_SEGMENTS_MAX);
+}
+
+/* ---- Handshake ---- */
+
+static void on_deadline(struct reactor_timer *timer)
+{
+    struct nbd_connection *c = container_of(timer, struct nbd_connection, deadline);
+
+    nbd_connection_cut(c, "the client has not finished its handshake within %d seconds",
+                       (int)(c->owner->handshake_limit_ns / 1000000000));
+}
+
+static void start_deadline(struct nbd_connection *c)
+{
+    if (c->owner->handshake_limit_ns > 0)
+        reactor_timer_start(&c->deadline, c->owner->handshake_limit_ns, on_deadline);
+}
+
+/* Moves what the handshake has to say into the queue. */
+static void queue_handshake_output(struct nbd_connection *c)
+{
+    struct nbd_output *output = &c->handshake->output;
+    size_t done = 0;
+
+    while (done < output->length) {
+        size_t n = output->length - done;
+        uint8_t *at;
+
+        if (n > NBD_RESERVE_MAX)
+            n = NBD_RESERVE_MAX;
+        at = nbd_sendq_reserve(&c->out, n);
+        if (!at) {
+            nbd_connection_cut(c, "out of memory for the handshake");
+            return;
+        }
+        memcpy(at, output->data + done, n);
+        nbd_sendq_commit(&c->out, n);
+        done += n;
+    }
+    output->length = 0;
+    nbd_connection_flush(c);
+}
+
+static void enter_transmission(struct nbd_connection *c)
+{
+    struct nbd_export *chosen = c->handshake->chosen;
+
+    nbd_handshake_fini(c->handshake);
+    free(c->handshake);
+    c->handshake = NULL;
+    c->nbd_export = chosen;
+    reactor_timer_stop(&c->deadline);
+    log_info("client %s: connected to export '%s'%s", c->peer, chosen->name,
+             chosen->read_only ? " (read-only)" : "");
+    c->owner->entered(c->owner, c);
+}
+
+/* After each step of the handshake: its output, and where it has led. */
+static void after_handshake_step(struct nbd_connection *c)
+{
+    struct nbd_handshake *hs = c->handshake;
+
+    /* First, so that a client that says goodbye and is gone is not reported for it. */
+    if (hs->state == NBD_HANDSHAKE_CLOSED)
+        nbd_connection_end_input(c, "%s", hs->reason.text);
+    queue_handshake_output(c);
+    if (!c->input_closed && hs->state == NBD_HANDSHAKE_DONE)
+        enter_transmission(c);
+}
+
+size_t nbd_connection_negotiate(struct nbd_connection *c, const uint8_t *data, size_t length)
+{
+    size_t used;
+
+    c->frozen = !c->owner->may_enter(c->owner);
+    if (c->frozen)
+        reactor_timer_stop(&c->deadline);
+    c->paused = c->frozen || nbd_connection_output_full(c);
+    if (c->paused)
+        return 0;
+    c->handshake->shutting_down = c->stopping;
+    used = nbd_handshake_input(c->handshake, data, length);
+    after_handshake_step(c);
+    return used;
+}
+
+void nbd_connection_resume(struct nbd_connection *c)
+{
+    if (!c->frozen)
+        return;
+    c->frozen = false;
+    start_deadline(c);
+    reactor_defer(&c->turn);
+}
+
+/* ---- The end ---- */
+
+static void destroy(struct reactor_deferred *deferred)
+{
+    struct nbd_connection *c = container_of(deferred, struct nbd_connection, destroy);
+
+    if (c->handshake)
+        nbd_handshake_fini(c->handshake);
+    free(c->handshake);
+    free(c->peer);
+    free(c);
+}
+
+static void close_stream(struct nbd_connection *c)
+{
+    if (!c->stream)
+        return;
+    reactor_fd_free(c->watch);
+    c->watch = NULL;
+    if (!c->dead)
+        c->stream->ops->shutdown(c->stream);
+    c->stream->ops->close(c->stream);
+    c->stream = NULL;
+    nbd_sendq_fini(&c->out);
+}
+
+static void log_end(const struct nbd_connection *c)
+{
+    char in[16], out[16];
+    const char *reason = c->reason[0] ? c->reason : "the client disconnected";
+
+    TRACE(nbd_close, "client %s: %s", c->peer, reason);
+    if (c->nbd_export)
+        log_info("client %s: left export '%s' after %" PRIu64 " requests, %s read, %s written: %s",
+                 c->peer, c->nbd_export->name, c->operations,
+                 size_format(out, sizeof(out), c->bytes_read),
+                 size_format(in, sizeof(in), c->bytes_written), reason);
+    else if (c->reason[0])
+        log_info("client %s: closed in the handshake: %s", c->peer, reason);
+    else
+        log_debug("client %s: left in the handshake", c->peer);
+}
+
+static void finish(struct nbd_connection *c)
+{
+    reactor_timer_stop(&c->deadline);
+    reactor_timer_stop(&c->stall);
+    close_stream(c);
+    nbd_share_fini(&c->share);
+    reactor_defer_cancel(&c->turn);
+    log_end(c);
+    c->owner->closed(c->owner, c);
+    reactor_destroy_later(&c->destroy);
+}
+
+/* Shutting down, and nothing is in flight, nor has anything come that must be answered. */
+static bool stopped(const struct nbd_connection *c)
+{
+    return c->stopping && c->running == 0 && c->out.count == 0 && !c->discard &&
+           ((c->drained && !c->paused) || c->frozen);
+}
+
+/* Decides whether it is over, and what to wait for. Must be the last use of `c` by its caller. */
+static void settle(struct nbd_connection *c)
+{
+    unsigned wanted = 0;
+
+    if (!c->input_closed && stopped(c))
+        nbd_connection_end_input(c, "the server is shutting down");
+    if (c->input_closed)
+        nbd_connection_drop_input(c);
+    if (c->dead)
+        close_stream(c);
+    if (c->input_closed && c->running == 0 && (c->dead || c->out.count == 0)) {
+        finish(c);
+        return;
+    }
+    if (!c->stream)
+        return;
+    if (!c->input_closed && !c->paused)
+        wanted |= REACTOR_READ;
+    if (c->out.blocked)
+        wanted |= REACTOR_WRITE;
+    if (wanted == c->watched)
+        return;
+    c->watched = wanted;
+    reactor_fd_set(c->watch, wanted);
+}
+
+static void on_turn(struct reactor_deferred *deferred)
+{
+    struct nbd_connection *c = container_of(deferred, struct nbd_connection, turn);
+
+    nbd_connection_flush(c);
+    if (c->paused) {
+        nbd_connection_receive(c);
+        nbd_connection_flush(c);
+    }
+    settle(c);
+}
+
+static void on_ready(void *arg, unsigned events)
+{
+    struct nbd_connection *c = arg;
+
+    if (events & REACTOR_WRITE && c->out.blocked) {
+        c->out.blocked = false;
+        reactor_defer(&c->turn);
+    }
+    if (events & REACTOR_READ && !c->paused)
+        nbd_connection_receive(c);
+    settle(c);
+}
+
+void nbd_connection_stop(struct nbd_connection *c)
+{
+    c->stopping = true;
+    c->drained = false;
+    /* What has already come is still answered: the turn looks for it. */
+    c->paused = true;
+    reactor_defer(&c->turn);
+}
+
+static bool begin(struct nbd_connection *c, struct stream *stream)
+{
+    c->watch = reactor_fd_new(stream->fd, REACTOR_READ, on_ready, c);
+    if (!c->watch)
+        return false;
+    c->stream = stream;
+    c->watched = REACTOR_READ;
+    nbd_handshake_init(c->handshake, c->owner->exports, c->owner->oldstyle);
+    start_deadline(c);
+    after_handshake_step(c);
+    return true;
+}
+
+struct nbd_connection *nbd_connection_new(struct nbd_connection_owner *owner, struct stream *stream,
+                                          const char *peer)
+{
+    struct nbd_connection *c = calloc(1, sizeof(*c));
+
+    if (!c)
+        return NULL;
+    c->owner = owner;
+    c->turn.run = on_turn;
+    c->destroy.run = destroy;
+    nbd_share_init(&c->share, &owner->memory, &c->turn);
+    nbd_sendq_init(&c->out, &c->share);
+    c->peer = strdup(peer);
+    c->handshake = calloc(1, sizeof(*c->handshake));
+    if (c->peer && c->handshake && begin(c, stream)) {
+        TRACE(nbd_accept, "client %s", peer);
+        return c;
+    }
+    destroy(&c->destroy);
+    return NULL;
+}

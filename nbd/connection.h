@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * One client, from accept to close.  Inside of nbd/; the owner is the server, or a test.
+ *
+ *   connection.c  life: handshake, sending, time limits, the end
+ *   receive.c     bytes from the stream to whole messages
+ *   transfer.c    requests from the wire to their start, and replies
+ *   job.c         requests that wait, each in a coroutine
+ */
+#ifndef EVNBD_NBD_CONNECTION_H
+#define EVNBD_NBD_CONNECTION_H
+
+#include "base/reactor.h"
+#include "base/stream.h"
+#include "nbd/handshake.h"
+#include "nbd/memory.h"
+#include "nbd/request.h"
+#include "nbd/sendq.h"
+#include "nbd/server.h"
+
+/* One receive takes at most this much beyond a payload that is on its way. */
+#define NBD_RECEIVE_BYTES (256 * 1024)
+/* Replies are sent when this much has been collected, or when the turn ends. */
+#define NBD_SEND_BATCH (256 * 1024)
+/* While the peer takes no replies, requests are taken until this much is queued. */
+#define NBD_OUTPUT_MAX (4 << 20)
+#define NBD_OUTPUT_SEGMENTS_MAX 1024
+/* A refused WRITE is skipped up to this length; a longer one ends the connection. */
+#define NBD_DISCARD_MAX (64 << 20)
+/* Requests and bytes that one connection handles before others have their turn. */
+#define NBD_TURN_REQUESTS 256
+#define NBD_TURN_BYTES (4 << 20)
+/* A READ of what is in memory is copied at most so much at a time. */
+#define NBD_READ_AT_ONCE (4 << 20)
+/* A connection whose output does not move for so long is cut. */
+#define NBD_STALL_NS INT64_C(60000000000)
+
+struct nbd_connection;
+
+/* What connections need of their server. */
+struct nbd_connection_owner {
+    const struct nbd_exports *exports;
+    bool oldstyle;
+    int64_t handshake_limit_ns; /* 0: none */
+    struct nbd_memory memory;
+    struct list free_jobs;
+    unsigned free_job_count;
+    /* Whether one more client may begin transmission now. When not, handshakes stand still. */
+    bool (*may_enter)(struct nbd_connection_owner *owner);
+    void (*entered)(struct nbd_connection_owner *owner, struct nbd_connection *connection);
+    /* The connection has ended and frees itself. */
+    void (*closed)(struct nbd_connection_owner *owner, struct nbd_connection *connection);
+};
+
+/* Bytes that came and could not be used yet: an incomplete message, or requests over a limit. */
+struct nbd_kept {
+    uint8_t *data; /* allocated, or the owner's `small` */
+    size_t offset, length;
+    uint8_t small[NBD_REQUEST_BYTES];
+};
+
+struct nbd_connection {
+    struct list link; /* the owner's, which puts it in and out */
+    struct nbd_connection_owner *owner;
+    struct stream *stream;
+    struct reactor_fd *watch;
+    unsigned watched;             /* events of `watch` */
+    struct reactor_deferred turn; /* send what is queued; go on with what was paused */
+    struct reactor_deferred destroy;
+    struct reactor_timer deadline; /* of the handshake */
+    struct reactor_timer stall;
+    char *peer;                      /* for logs */
+    struct nbd_handshake *handshake; /* NULL: in transmission */
+    struct nbd_export *nbd_export;   /* in transmission */
+    struct nbd_share share;
+    struct nbd_sendq out;
+
+    struct nbd_kept kept;
+    struct nbd_job *receiving; /* the WRITE whose payload is on its way; then nothing is kept */
+    uint64_t discard;          /* bytes of a refused payload still to come */
+    unsigned running;          /* jobs, the receiving one included */
+    unsigned turn_requests;    /* left of this turn's shares */
+    uint64_t turn_bytes;
+
+    bool large_writes; /* payloads are received in place: less is read ahead */
+    bool frozen;       /* in the handshake, until may_enter; its time limit stands still */
+    bool paused;       /* over a limit: not read from until the turn finds that it may go on */
+    bool drained;      /* the last receive emptied the stream */
+    bool stopping;     /* the server shuts down */
+    bool input_closed; /* nothing more is read */
+    bool dead;         /* nothing more is sent either */
+
+    uint64_t operations, bytes_read, bytes_written;
+    char reason[256]; /* why it ended; "" while it has not, or for a client that just left */
+};
+
+void nbd_connection_owner_init(struct nbd_connection_owner *owner,
+                               const struct nbd_exports *exports);
+/* Frees what is pooled; no connection may be left. */
+void nbd_connection_owner_fini(struct nbd_connection_owner *owner);
+
+/* Takes over the stream (on success) and starts; the owner links it. NULL: out of memory. */
+struct nbd_connection *nbd_connection_new(struct nbd_connection_owner *owner, struct stream *stream,
+                                          const char *peer);
+/* Goes on after may_enter() has changed to true. */
+void nbd_connection_resume(struct nbd_connection *c);
+/* Finishes what is in flight, refuses the rest, then closes. */
+void nbd_connection_stop(struct nbd_connection *c);
+/* Closes now; what runs is awaited and its replies are dropped. */
+__attribute__((format(printf, 2, 3))) void nbd_connection_cut(struct nbd_connection *c,
+                                                              const char *format, ...);
+
+/* ---- Between the files of the connection ---- */
+
+/* Stops reading: what is in flight is finished and answered, then the connection closes. */
+__attribute__((format(printf, 2, 3))) void nbd_connection_end_input(struct nbd_connection *c,
+                                                                    const char *format, ...);
+/* Sends what is queued, as far as the stream takes it. */
+void nbd_connection_flush(struct nbd_connection *c);
+/* To be called after something was queued: sends a full batch now, else when the turn ends. */
+void nbd_connection_queued(struct nbd_connection *c);
+/* Whether so much waits for a peer that does not read that no more requests are taken. */
+bool nbd_connection_output_full(const struct nbd_connection *c);
+
+/* receive.c: receives and handles what came, within this turn's shares. */
+void nbd_connection_receive(struct nbd_connection *c);
+/* Forgets what was received and not handled. */
+void nbd_connection_drop_input(struct nbd_connection *c);
+
+/* connection.c: takes handshake messages. Returns the bytes used. */
+size_t nbd_connection_negotiate(struct nbd_connection *c, const uint8_t *data, size_t length);
+
+/* transfer.c: takes whole requests (and the payload that is there). Returns the bytes used. */
+size_t nbd_transfer_input(struct nbd_connection *c, const uint8_t *data, size_t length);
+/* Queues a reply without data. */
+void nbd_transfer_reply(struct nbd_connection *c, const struct nbd_request *request,
+                        uint32_t error);
+/* Queues a successful reply to a READ; takes the buffer over, which came from buffer_get(length).
+ */
+void nbd_transfer_reply_data(struct nbd_connection *c, const struct nbd_request *request,
+                             uint8_t *buffer);
+/* Queues a READ's reply straight from the file, where that is possible and does not wait. */
+bool nbd_transfer_send_file(struct nbd_connection *c, const struct nbd_request *request);
+
+/* job.c: a request that runs in a coroutine. */
+struct nbd_job {
+    struct list link; /* among the owner's free ones */
+    struct nbd_connection *connection;
+    struct nbd_request request;
+    uint8_t *buffer; /* of request.length bytes, or NULL */
+    size_t received; /* of a WRITE's payload */
+};
+
+/* A job, with a buffer if `with_buffer`; NULL: out of memory. */
+struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *request,
+                            bool with_buffer);
+void nbd_job_free(struct nbd_job *job);
+/* The buffer, which the caller takes over; the job is no longer charged with it. */
+uint8_t *nbd_job_take_buffer(struct nbd_job *job);
+/* Runs it; it answers and frees itself. */
+void nbd_job_start(struct nbd_job *job);
+
+#endif

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Exports: what clients may ask for. A table owned by the server, seen by the handshake as data. */
+#ifndef EVNBD_NBD_EXPORT_H
+#define EVNBD_NBD_EXPORT_H
+
+#include "base/colock.h"
+
+#include <stdint.h>
+
+struct node;
+
+struct nbd_export {
+    struct list link;
+    char *name;                                     /* UTF-8, at most NBD_STRING_MAX bytes */
+    char *description;                              /* or NULL */
+    struct node *node;                              /* the export holds a reference */
+    uint64_t size;                                  /* bytes, fixed while exported */
+    uint16_t flags;                                 /* NBD_FLAG_* of transmission */
+    uint32_t block_min, block_preferred, block_max; /* bytes; NBD protocol, "Size constraints" */
+    bool read_only;
+    bool detect_zeroes;       /* writes of zeroes become zeroing */
+    bool detect_zeroes_unmap; /* ... and may unmap */
+    bool write_through;       /* every write is followed by a flush */
+    bool protect_header;      /* guessed raw: block 0 must not start to look like a format */
+    const struct driver *const *probe_drivers; /* for protect_header */
+    struct co_mutex header_mutex; /* protect_header: one write to the probed bytes at a time */
+};
+
+struct nbd_exports {
+    struct list list;
+    /* The export of the empty name where none is called ""; NULL: the empty name is unknown. */
+    struct nbd_export *default_export;
+};
+
+void nbd_exports_init(struct nbd_exports *exports);
+/* Copies the strings, takes a reference to node, fills flags and sizes from it. NULL: no memory. */
+struct nbd_export *nbd_export_new(const char *name, const char *description, struct node *node,
+                                  bool read_only, bool multi_conn);
+/* In a coroutine (it may close the node). */
+void nbd_export_free(struct nbd_export *nbd_export);
+/* `name` is `length` bytes, not NUL-terminated. NULL: unknown. */
+struct nbd_export *nbd_exports_find(const struct nbd_exports *exports, const void *name,
+                                    size_t length);
+
+#endif

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The handshake as whole messages: bytes in, bytes out, no descriptor and no loop.
+ * NBD protocol, "Newstyle negotiation", "Fixed newstyle negotiation", "Oldstyle negotiation".
+ */
+#ifndef EVNBD_NBD_HANDSHAKE_H
+#define EVNBD_NBD_HANDSHAKE_H
+
+#include "base/error.h"
+#include "nbd/export.h"
+#include "nbd/wire.h"
+
+/* Limits: reference values that keep one client from taking more than its share. */
+#define NBD_OPTIONS_MAX 1000             /* options of one session */
+#define NBD_OPTION_BYTES_MAX (64 * 1024) /* data of one option; more closes the connection */
+
+/* Growing output of a handshake, sent and emptied by the connection. */
+struct nbd_output {
+    uint8_t *data;
+    size_t length, room;
+    bool failed; /* out of memory: close */
+};
+
+void nbd_output_free(struct nbd_output *output);
+
+enum nbd_handshake_state {
+    NBD_HANDSHAKE_CLIENT_FLAGS, /* the greeting was sent */
+    NBD_HANDSHAKE_OPTIONS,
+    NBD_HANDSHAKE_DONE,   /* transmission begins with the next byte */
+    NBD_HANDSHAKE_CLOSED, /* send what is in the output, then close; `reason` says why */
+};
+
+struct nbd_handshake {
+    const struct nbd_exports *exports;
+    enum nbd_handshake_state state;
+    bool oldstyle;             /* serve the default export without options */
+    bool no_zeroes;            /* negotiated */
+    bool fixed;                /* the client set NBD_FLAG_C_FIXED_NEWSTYLE */
+    bool shutting_down;        /* answer options with ERR_SHUTDOWN */
+    unsigned options;          /* handled so far */
+    struct nbd_export *chosen; /* DONE: what the client asked for */
+    struct nbd_output output;
+    struct error
+        reason; /* CLOSED: a sentence for the log; "" for a client that just left (ABORT) */
+};
+
+/* Starts: puts the greeting into the output. Oldstyle goes to DONE (or CLOSED) at once. */
+void nbd_handshake_init(struct nbd_handshake *hs, const struct nbd_exports *exports, bool oldstyle);
+void nbd_handshake_fini(struct nbd_handshake *hs);
+
+/*
+ * Takes whole messages from the `length` bytes at `data`, appends to hs->output, and returns how
+ * many bytes were used; the caller offers the rest again when more has come.  Stops at DONE and
+ * CLOSED. An incomplete message is at most NBD_OPTION_HEADER_BYTES + NBD_OPTION_BYTES_MAX bytes.
+ */
+size_t nbd_handshake_input(struct nbd_handshake *hs, const void *data, size_t length);
+
+#endif

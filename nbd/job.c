@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Jobs: requests that may wait, each in a coroutine.
+ *
+ * A job counts in its connection's `running` from its making to its freeing and is charged with its
+ * buffer, so the connection outlives it and its memory is accounted for.  Freed jobs are pooled.
+ */
+#include "nbd/connection.h"
+
+#include "base/buffer.h"
+#include "base/bytes.h"
+#include "base/coroutine.h"
+#include "blockcore/block.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Jobs kept for the next requests. */
+#define FREE_JOBS_MAX 256
+
+static struct nbd_job *take_free(struct nbd_connection_owner *owner)
+{
+    struct list *node = list_pop(&owner->free_jobs);
+
+    if (!node)
+        return malloc(sizeof(struct nbd_job));
+    owner->free_job_count--;
+    return list_entry(node, struct nbd_job, link);
+}
+
+static void give_free(struct nbd_connection_owner *owner, struct nbd_job *job)
+{
+    if (owner->free_job_count == FREE_JOBS_MAX) {
+        free(job);
+        return;
+    }
+    owner->free_job_count++;
+    list_prepend(&owner->free_jobs, &job->link);
+}
+
+void nbd_connection_owner_fini(struct nbd_connection_owner *owner)
+{
+    struct list *node;
+
+    while ((node = list_pop(&owner->free_jobs)))
+        free(list_entry(node, struct nbd_job, link));
+    owner->free_job_count = 0;
+}
+
+struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *request,
+                            bool with_buffer)
+{
+    struct nbd_job *job = take_free(c->owner);
+
+    if (!job)
+        return NULL;
+    *job = (struct nbd_job){.connection = c, .request = *request};
+    if (with_buffer) {
+        job->buffer = buffer_get(request->length);
+        if (!job->buffer) {
+            give_free(c->owner, job);
+            return NULL;
+        }
+        nbd_share_take(&c->share, request->length);
+    }
+    c->running++;
+    return job;
+}
+
+uint8_t *nbd_job_take_buffer(struct nbd_job *job)
+{
+    uint8_t *buffer = job->buffer;
+
+    if (buffer)
+        nbd_share_give(&job->connection->share, job->request.length);
+    job->buffer = NULL;
+    return buffer;
+}
+
+void nbd_job_free(struct nbd_job *job)
+{
+    struct nbd_connection *c = job->connection;
+
+    buffer_put(nbd_job_take_buffer(job), job->request.length);
+    give_free(c->owner, job);
+    c->running--;
+    reactor_defer(&c->turn);
+}
+
+/* ---- Running ---- */
+
+/* In pieces, so that what is in memory is not copied at the expense of everybody else's turn. */
+static int run_read(struct nbd_job *job)
+{
+    const struct nbd_request *request = &job->request;
+    struct node *node = job->connection->nbd_export->node;
+    uint64_t done = 0;
+    int r = 0;
+
+    while (r == 0 && done < request->length) {
+        size_t n = min_u64(request->length - done, NBD_READ_AT_ONCE);
+
+        if (done > 0)
+            coroutine_yield();
+        r = block_read(node, job->buffer + done, n, request->offset + done);
+        done += n;
+    }
+    return r;
+}
+
+static unsigned write_flags(const struct nbd_job *job)
+{
+    const struct nbd_export *e = job->connection->nbd_export;
+
+    return job->request.flags & NBD_CMD_FLAG_FUA || e->write_through ? BLOCK_FUA : 0;
+}
+
+static unsigned zero_flags(const struct nbd_job *job)
+{
+    unsigned flags = write_flags(job);
+
+    if (!(job->request.flags & NBD_CMD_FLAG_NO_HOLE))
+        flags |= ZERO_MAY_UNMAP;
+    if (job->request.flags & NBD_CMD_FLAG_FAST_ZERO)
+        flags |= ZERO_FAST;
+    return flags;
+}
+
+static int run_write(struct nbd_job *job)
+{
+    const struct nbd_export *e = job->connection->nbd_export;
+    const struct nbd_request *request = &job->request;
+
+    if (e->detect_zeroes && bytes_are_zero(job->buffer, request->length))
+        return block_zero(e->node, request->offset, request->length,
+                          write_flags(job) | (e->detect_zeroes_unmap ? ZERO_MAY_UNMAP : 0));
+    return block_write(e->node, job->buffer, request->length, request->offset, write_flags(job));
+}
+
+static int run_change(struct nbd_job *job)
+{
+    const struct nbd_request *request = &job->request;
+    struct node *node = job->connection->nbd_export->node;
+
+    switch (request->command) {
+    case NBD_CMD_WRITE:
+        return run_write(job);
+    case NBD_CMD_TRIM:
+        return block_discard(node, request->offset, request->length, write_flags(job));
+    default: /* WRITE_ZEROES */
+        return block_zero(node, request->offset, request->length, zero_flags(job));
+    }
+}
+
+/* What the first bytes of the disk would be after the job's change. 0 or negative errno. */
+static int preview(const struct nbd_job *job, uint8_t *bytes, size_t size)
+{
+    const struct nbd_request *request = &job->request;
+    size_t n = min_u64(request->length, size - request->offset);
+    int r = block_read(job->connection->nbd_export->node, bytes, size, 0);
+
+    if (r < 0)
+        return r;
+    if (job->buffer)
+        memcpy(bytes + request->offset, job->buffer, n);
+    else
+        memset(bytes + request->offset, 0, n);
+    return 0;
+}
+
+/* -EPERM when the change would make the disk look like an image format, see run_protected(). */
+static int check_header(const struct nbd_job *job)
+{
+    const struct nbd_export *e = job->connection->nbd_export;
+    size_t size = min_u64(PROBE_BYTES, e->size);
+    uint8_t *bytes = buffer_get(PROBE_BYTES);
+    struct probe probe = {.data = bytes, .length = size, .file_size = e->size};
+    int r;
+
+    if (!bytes)
+        return -ENOMEM;
+    r = preview(job, bytes, size);
+    if (r == 0 && driver_probe(e->probe_drivers, &probe))
+        r = -EPERM;
+    buffer_put(bytes, PROBE_BYTES);
+    return r;
+}
+
+/*
+ * The disk was taken for raw because its first bytes show no format.  A client must not be able to
+ * change that: the next open would follow a header, and backing files, that the client wrote.
+ * Changes are checked one at a time, or two halves of a header would pass side by side.
+ */
+static int run_protected(struct nbd_job *job)
+{
+    struct nbd_export *e = job->connection->nbd_export;
+    int r;
+
+    co_mutex_lock(&e->header_mutex);
+    r = check_header(job);
+    if (r == 0)
+        r = run_change(job);
+    co_mutex_unlock(&e->header_mutex);
+    return r;
+}
+
+static int run(struct nbd_job *job)
+{
+    const struct nbd_request *request = &job->request;
+    const struct nbd_export *e = job->connection->nbd_export;
+
+    switch (request->command) {
+    case NBD_CMD_READ:
+        return run_read(job);
+    case NBD_CMD_FLUSH:
+        return block_flush(e->node);
+    case NBD_CMD_CACHE:
+        return block_prefetch(e->node, request->offset, request->length);
+    default:
+        if (e->protect_header && e->probe_drivers && request->offset < PROBE_BYTES)
+            return run_protected(job);
+        return run_change(job);
+    }
+}
+
+static void answer(struct nbd_job *job, int r)
+{
+    /* On the wire ENOTSUP has one meaning: zeroing would not be fast. */
+    if (r == -ENOTSUP && !(job->request.flags & NBD_CMD_FLAG_FAST_ZERO))
+        r = -EINVAL;
+    if (r == 0 && job->request.command == NBD_CMD_READ)
+        nbd_transfer_reply_data(job->connection, &job->request, nbd_job_take_buffer(job));
+    else
+        nbd_transfer_reply(job->connection, &job->request, nbd_error_from_errno(r));
+    nbd_job_free(job);
+}
+
+static void job_main(void *arg)
+{
+    struct nbd_job *job = arg;
+
+    answer(job, run(job));
+}
+
+void nbd_job_start(struct nbd_job *job)
+{
+    int r = coroutine_start(job_main, job);
+
+    if (r < 0)
+        answer(job, r);
+}

@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Listening sockets.
+ *
+ * TCP: every address that the host name stands for gets a socket of its own, IPv6 ones for IPv6
+ * only, so that one host name means the same whatever the system's default for mapped addresses is.
+ *
+ * Unix: a socket file may be left over from a server that was killed.  Connecting tells: only a
+ * socket that refuses is stale and is replaced.  The file made here is remembered by device and
+ * inode, and only that file is removed in the end.
+ */
+#include "nbd/listener.h"
+
+#include "base/sys.h"
+#include "nbd/wire.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* Replies in a Unix socket's buffer, which the client takes while the next ones are made. */
+#define UNIX_BUFFER_BYTES (2 << 20)
+
+static int add_listener(struct list *listeners, int fd, struct nbd_listener **ret)
+{
+    struct nbd_listener *listener = calloc(1, sizeof(*listener));
+
+    if (!listener)
+        return -ENOMEM;
+    listener->fd = fd;
+    list_append(listeners, &listener->link);
+    *ret = listener;
+    return 0;
+}
+
+/* ---- TCP ---- */
+
+static int set_flag(int fd, int level, int name)
+{
+    int one = 1;
+
+    return sys->setsockopt(fd, level, name, &one, sizeof(one));
+}
+
+/* A listening socket at one address, or negative errno. */
+static int listen_at(const struct addrinfo *address, int backlog)
+{
+    int fd = sys->socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
+                         address->ai_protocol);
+    int r;
+
+    if (fd < 0)
+        return fd;
+    r = set_flag(fd, SOL_SOCKET, SO_REUSEADDR);
+    if (r == 0 && address->ai_family == AF_INET6)
+        r = set_flag(fd, IPPROTO_IPV6, IPV6_V6ONLY);
+    if (r == 0)
+        r = sys->bind(fd, address->ai_addr, address->ai_addrlen);
+    if (r == 0)
+        r = sys->listen(fd, backlog);
+    if (r == 0)
+        return fd;
+    sys->close(fd);
+    return r;
+}
+
+/* The resolver may name an address twice. */
+static bool seen_before(const struct addrinfo *first, const struct addrinfo *address)
+{
+    for (; first != address; first = first->ai_next) {
+        if (first->ai_addrlen == address->ai_addrlen &&
+            memcmp(first->ai_addr, address->ai_addr, address->ai_addrlen) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Listens at each address; those of a family that this machine does not have are passed over. */
+static int listen_at_all(struct list *listeners, const struct addrinfo *addresses, int backlog)
+{
+    int passed = -EADDRNOTAVAIL, count = 0;
+
+    for (const struct addrinfo *it = addresses; it; it = it->ai_next) {
+        struct nbd_listener *listener;
+        int fd, r;
+
+        if (seen_before(addresses, it))
+            continue;
+        fd = listen_at(it, backlog);
+        if (fd == -EADDRNOTAVAIL || fd == -EAFNOSUPPORT) {
+            passed = fd;
+            continue;
+        }
+        if (fd < 0)
+            return fd;
+        r = add_listener(listeners, fd, &listener);
+        if (r < 0) {
+            sys->close(fd);
+            return r;
+        }
+        count++;
+    }
+    return count > 0 ? 0 : passed;
+}
+
+static void free_all(struct list *listeners)
+{
+    struct list *node;
+
+    while ((node = list_pop(listeners)))
+        nbd_listener_free(list_entry(node, struct nbd_listener, link));
+}
+
+int nbd_listen_tcp(struct list *listeners, const char *host, const char *port, int backlog,
+                   struct error *error)
+{
+    const struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
+    struct list made = LIST_INIT(made);
+    struct addrinfo *addresses;
+    int r;
+
+    if (!host)
+        host = "0.0.0.0";
+    if (!port)
+        port = NBD_DEFAULT_PORT;
+    r = getaddrinfo(host, port, &hints, &addresses);
+    if (r != 0)
+        return error_set(error, r == EAI_SYSTEM ? errno : EINVAL,
+                         "cannot listen on host '%s', port '%s': %s", host, port,
+                         r == EAI_SYSTEM ? strerror(errno) : gai_strerror(r));
+    r = listen_at_all(&made, addresses, backlog);
+    freeaddrinfo(addresses);
+    if (r < 0) {
+        free_all(&made);
+        return error_set_errno(error, -r, "cannot listen on host '%s', port '%s'", host, port);
+    }
+    list_splice(listeners, &made);
+    return 0;
+}
+
+/* ---- Unix ---- */
+
+/* What is at `path` itself, not behind a symbolic link. */
+static int look_at(const char *path, struct stat *st)
+{
+    int fd = sys->openat(AT_FDCWD, path, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0), r;
+
+    if (fd < 0)
+        return fd;
+    r = sys->fstat(fd, st);
+    sys->close(fd);
+    return r;
+}
+
+/* Whether the socket at the address refuses: -ECONNREFUSED; 0 when somebody is there. */
+static int probe_socket(const struct sockaddr_un *address)
+{
+    int fd = sys->socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), r;
+
+    if (fd < 0)
+        return fd;
+    r = sys->connect(fd, (const struct sockaddr *)address, sizeof(*address));
+    sys->close(fd);
+    /* A full backlog has a server behind it; so has a socket of another type. */
+    return r == -EAGAIN || r == -EINPROGRESS || r == -EPROTOTYPE ? 0 : r;
+}
+
+/* Makes the path free, or says why it is not. */
+static int clear_path(const struct sockaddr_un *address, struct error *error)
+{
+    const char *path = address->sun_path;
+    struct stat st;
+    int r = look_at(path, &st);
+
+    if (r == -ENOENT)
+        return 0;
+    if (r < 0)
+        return error_set_errno(error, -r, "cannot look at socket path '%s'", path);
+    if (!S_ISSOCK(st.st_mode))
+        return error_set(error, EEXIST,
+                         "cannot listen on '%s': it exists and is not a socket; it is left alone",
+                         path);
+    r = probe_socket(address);
+    if (r == 0)
+        return error_set(error, EADDRINUSE,
+                         "cannot listen on '%s': another server is listening there", path);
+    if (r == -ENOENT)
+        return 0;
+    if (r != -ECONNREFUSED)
+        return error_set_errno(error, -r, "cannot tell whether a server is listening on '%s'",
+                               path);
+    r = sys->unlinkat(AT_FDCWD, path, 0);
+    if (r < 0 && r != -ENOENT)
+        return error_set_errno(error, -r, "cannot remove the stale socket '%s'", path);
+    return 0;
+}
+
+static int listen_unix_at(struct nbd_listener *listener, const struct sockaddr_un *address,
+                          int backlog, struct error *error)
+{
+    struct stat st;
+    int r;
+
+    listener->fd = sys->socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (listener->fd < 0)
+        return error_set_errno(error, -listener->fd, "cannot make a Unix socket");
+    r = sys->bind(listener->fd, (const struct sockaddr *)address, sizeof(*address));
+    if (r < 0)
+        return error_set_errno(error, -r, "cannot listen on '%s'", address->sun_path);
+    r = look_at(address->sun_path, &st);
+    listener->path = strdup(address->sun_path);
+    if (r == 0 && !listener->path)
+        r = -ENOMEM;
+    if (r < 0) {
+        /* Made a moment ago; what cannot be recognized later must not stay now. */
+        sys->unlinkat(AT_FDCWD, address->sun_path, 0);
+    } else {
+        listener->device = st.st_dev;
+        listener->inode = st.st_ino;
+        r = sys->listen(listener->fd, backlog);
+    }
+    return r < 0 ? error_set_errno(error, -r, "cannot listen on '%s'", address->sun_path) : 0;
+}
+
+int nbd_listen_unix(struct list *listeners, const char *path, int backlog, struct error *error)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct nbd_listener *listener;
+    int r;
+
+    if (path[0] == '\0')
+        return error_set(error, EINVAL, "the path of the Unix socket is empty");
+    if (strlen(path) >= sizeof(address.sun_path))
+        return error_set(
+            error, ENAMETOOLONG,
+            "the path of the Unix socket has %zu bytes; at most %zu are possible: '%s'",
+            strlen(path), sizeof(address.sun_path) - 1, path);
+    memcpy(address.sun_path, path, strlen(path));
+    r = clear_path(&address, error);
+    if (r < 0)
+        return r;
+    r = add_listener(listeners, -1, &listener);
+    if (r < 0)
+        return error_set_errno(error, -r, "cannot listen on '%s'", path);
+    r = listen_unix_at(listener, &address, backlog, error);
+    if (r < 0)
+        nbd_listener_free(listener);
+    return r;
+}
+
+void nbd_listener_free(struct nbd_listener *listener)
+{
+    struct stat st;
+
+    if (!listener)
+        return;
+    list_remove(&listener->link);
+    if (listener->path && look_at(listener->path, &st) == 0 && st.st_dev == listener->device &&
+        st.st_ino == listener->inode)
+        sys->unlinkat(AT_FDCWD, listener->path, 0);
+    if (listener->fd >= 0)
+        sys->close(listener->fd);
+    free(listener->path);
+    free(listener);
+}
+
+/* ---- Accepting ---- */
+
+static int set_number(int fd, int level, int name, int value)
+{
+    return sys->setsockopt(fd, level, name, &value, sizeof(value));
+}
+
+void nbd_socket_tune(int fd)
+{
+    /* Fails on what is not TCP, and so tells which it is. */
+    if (set_number(fd, IPPROTO_TCP, TCP_KEEPIDLE, 30) == 0) {
+        set_number(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10);
+        set_number(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
+        set_number(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 60000);
+        set_number(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+        return;
+    }
+    /* What a Unix socket may hold is the sender's limit alone; the receive buffer is not used. */
+    if (set_number(fd, SOL_SOCKET, SO_SNDBUFFORCE, UNIX_BUFFER_BYTES) < 0)
+        set_number(fd, SOL_SOCKET, SO_SNDBUF, UNIX_BUFFER_BYTES);
+}
+
+static void name_peer(const struct sockaddr_storage *address, socklen_t length, char *peer)
+{
+    char host[NBD_PEER_MAX - 16], port[8];
+
+    peer[0] = '\0';
+    if (address->ss_family != AF_INET && address->ss_family != AF_INET6)
+        return;
+    if (getnameinfo((const struct sockaddr *)address, length, host, sizeof(host), port,
+                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+        return;
+    snprintf(peer, NBD_PEER_MAX, address->ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
+}
+
+int nbd_listener_accept(struct nbd_listener *listener, char *peer)
+{
+    struct sockaddr_storage address = {.ss_family = AF_UNSPEC};
+    socklen_t length = sizeof(address);
+    int fd = sys->accept(listener->fd, (struct sockaddr *)&address, &length,
+                         SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+    if (fd < 0)
+        return fd;
+    nbd_socket_tune(fd);
+    name_peer(&address, length, peer);
+    return fd;
+}

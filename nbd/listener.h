@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Listening sockets. Inside of nbd/. */
+#ifndef EVNBD_NBD_LISTENER_H
+#define EVNBD_NBD_LISTENER_H
+
+#include "base/error.h"
+#include "base/list.h"
+
+#include <sys/types.h>
+
+struct nbd_server;
+struct reactor_fd;
+
+#define NBD_PEER_MAX 64
+
+struct nbd_listener {
+    struct list link;
+    int fd;
+    struct nbd_server *server; /* set, as the watch, by the server */
+    struct reactor_fd *watch;
+    char *path;   /* Unix: the socket's file, else NULL */
+    dev_t device; /* Unix: what was made at `path` */
+    ino_t inode;
+};
+
+/* Append listeners to the list; on failure none is left. See nbd_server_listen_*. */
+int nbd_listen_tcp(struct list *listeners, const char *host, const char *port, int backlog,
+                   struct error *error);
+int nbd_listen_unix(struct list *listeners, const char *path, int backlog, struct error *error);
+
+/*
+ * Accepts one client, sets the socket's options, and names the peer if it has an address (else peer
+ * is ""; it has NBD_PEER_MAX bytes).  Returns the descriptor or negative errno.
+ */
+int nbd_listener_accept(struct nbd_listener *listener, char *peer);
+
+/* Options of a connected socket: keepalive for TCP, buffers for Unix. */
+void nbd_socket_tune(int fd);
+
+/* Closes, and removes the socket file if it is still the one that was made. */
+void nbd_listener_free(struct nbd_listener *listener);
+
+#endif

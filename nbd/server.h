@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The server: listening sockets, connections, limits, orderly stop.
+ */
+#ifndef EVNBD_NBD_SERVER_H
+#define EVNBD_NBD_SERVER_H
+
+#include "base/error.h"
+#include "base/reactor.h"
+#include "nbd/export.h"
+
+/* Memory caps of the design. */
+#define NBD_CONNECTION_REQUESTS_MAX 128
+#define NBD_CONNECTION_BYTES_MAX (UINT64_C(64) << 20)
+#define NBD_SERVER_BYTES_MAX (UINT64_C(256) << 20)
+
+struct nbd_server_config {
+    bool oldstyle;
+    unsigned connections_max;   /* clients served at a time; 0: no limit */
+    int64_t handshake_limit_ns; /* for the whole handshake; 0: none */
+};
+
+struct nbd_server;
+
+/* What the owner of the server is told; any may be NULL. */
+struct nbd_server_events {
+    void *arg;
+    /* A client that had finished its handshake left; `remaining` others are in transmission. */
+    void (*client_left)(void *arg, unsigned remaining);
+    /* After nbd_server_stop(): the last connection is gone. */
+    void (*stopped)(void *arg);
+};
+
+/* `exports` stays the caller's and outlives the server. NULL: out of memory. */
+struct nbd_server *nbd_server_new(const struct nbd_server_config *config,
+                                  struct nbd_exports *exports,
+                                  const struct nbd_server_events *events);
+
+/*
+ * Listeners.  A live Unix socket is never taken over (-EADDRINUSE); a stale one is replaced; what
+ * is not a socket is left alone.  Stopping unlinks the socket only if it is still the one made
+ * here. `port` may be a service name; `host` NULL: the IPv4 wildcard 0.0.0.0.
+ */
+int nbd_server_listen_tcp(struct nbd_server *server, const char *host, const char *port,
+                          int backlog, struct error *error);
+int nbd_server_listen_unix(struct nbd_server *server, const char *path, int backlog,
+                           struct error *error);
+/* Starts to accept. Until then clients wait in the backlog. */
+void nbd_server_start(struct nbd_server *server);
+/* Serves one connected socket (tests; later socket activation and kernel attach). Owns fd. */
+int nbd_server_add_client(struct nbd_server *server, int fd, const char *peer);
+
+/*
+ * Orderly stop: listeners are closed, handshakes get ERR_SHUTDOWN, what is in flight is finished
+ * and answered, further requests get ESHUTDOWN, exports are flushed; then events.stopped is called.
+ * Connections that have not drained after `limit_ns` are cut.
+ */
+void nbd_server_stop(struct nbd_server *server, int64_t limit_ns);
+/* Only when stopped (or never started). NULL is fine. */
+void nbd_server_free(struct nbd_server *server);
+
+unsigned nbd_server_connections(const struct nbd_server *server);
+
+#endif
