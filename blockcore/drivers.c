@@ -3,4 +3,5 @@
 #include "blockcore/drivers.h"
 
 const struct driver *const block_drivers[] = {
+    &driver_qcow2, &driver_raw, &driver_file, &driver_host_device, NULL,
 };

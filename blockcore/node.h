@@ -146,6 +146,12 @@ int node_open_file(struct node *node, struct node_open *open, unsigned perm, uns
 int node_open_backing(struct node *node, struct node_open *open, const char *name, size_t length,
                       const char *format, struct error *error);
 
+/*
+ * For protocol drivers: says which file the node is, as soon as that is known and before its locks
+ * are taken.  -ELOOP when the chain of nodes above has it already.
+ */
+int node_set_identity(struct node *node, dev_t device, ino_t inode, struct error *error);
+
 struct node *node_ref(struct node *node);
 /* Drops a reference; the last one flushes and closes, children after it. In a coroutine. NULL is
  * fine. */

@@ -92,17 +92,13 @@ static int find_driver(const struct node_open *open, const struct driver **ret, 
     return err;
 }
 
-/* Refuses a file that the chain above has already. */
-static int check_cycle(const struct node *node, struct error *error)
+int node_set_identity(struct node *node, dev_t device, ino_t inode, struct error *error)
 {
-    const struct node_identity *id = &node->identity;
-
-    if (id->device == 0 && id->inode == 0)
-        return 0;
+    node->identity = (struct node_identity){device, inode};
     for (const struct node *up = node->parent; up; up = up->parent) {
         const struct node *file = up->file;
 
-        if (file && file->identity.device == id->device && file->identity.inode == id->inode)
+        if (file && file->identity.device == device && file->identity.inode == inode)
             return error_set(error, ELOOP,
                              "the backing chain comes back to %s, which it has already",
                              node_name(file));
@@ -159,8 +155,6 @@ static int open_one(struct node_open *open, struct node **ret, struct error *err
                              driver->name, error);
     if (err == 0 && node->filename)
         err = set_label(node, node->filename, error);
-    if (err == 0)
-        err = check_cycle(node, error);
     if (err < 0) {
         node_unref(node);
         return err;

@@ -81,13 +81,11 @@ static int check_type(struct node *node, struct file *file, struct error *error)
         return error_set(error, EINVAL, "'%s' is %s: use driver '%s'", file->filename,
                          file_type_name(st.st_mode),
                          file->block_device ? driver_host_device.name : driver_file.name);
-    if (file->block_device)
-        node->identity = (struct node_identity){st.st_rdev, 0};
-    else
-        node->identity = (struct node_identity){st.st_dev, st.st_ino};
     node->rotational = file_rotational(file->block_device ? st.st_rdev : st.st_dev);
     node->size = (uint64_t)st.st_size;
-    return 0;
+    if (file->block_device)
+        return node_set_identity(node, st.st_rdev, 0, error);
+    return node_set_identity(node, st.st_dev, st.st_ino, error);
 }
 
 static int open_limits(struct node *node, struct file *file, unsigned flags, struct error *error)

@@ -15,8 +15,8 @@ int file_device_size(int fd, uint64_t *ret);
 bool file_device_read_only(int fd);
 
 /*
- * The smallest power of two from 512 to 4096 bytes that offset, length and memory of direct I/O must be
- * multiples of, found by reading; 0: none works.
+ * The smallest power of two from 512 to 4096 bytes that offset, length and memory of direct I/O
+ * must be multiples of, found by reading; 0: none works.
  */
 uint32_t file_direct_alignment(int fd);
 

@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The qcow2 driver: its table of functions, flush, the header fields that are patched in place, and
+ * what happens when an image contradicts itself. The picture of the whole is in qcow2.h.
+ */
+#include "blockcore/format/qcow2.h"
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "base/trace.h"
+#include "blockcore/drivers.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#define L1_SECTOR_ENTRIES (512 / 8)
+#define TEXT_MAX 256
+
+void qcow2_l1_set(struct qcow2 *q, uint64_t l1_index, uint64_t value)
+{
+    q->l1[l1_index] = value;
+    q->l1_dirty[l1_index / L1_SECTOR_ENTRIES] = true;
+    q->l1_any_dirty = true;
+}
+
+/* Writes one 512-byte sector of the L1 table; the last one as far as there are entries. */
+static int write_l1_sector(struct qcow2 *q, uint64_t sector)
+{
+    uint64_t first = sector * L1_SECTOR_ENTRIES;
+    uint64_t count = min_u64(L1_SECTOR_ENTRIES, q->header.l1_size - first);
+    uint8_t data[512];
+
+    for (uint64_t i = 0; i < count; i++)
+        put_be64(data + i * 8, q->l1[first + i]);
+    return block_write(q->file, data, count * 8, q->header.l1_offset + first * 8, 0);
+}
+
+static int write_l1(struct qcow2 *q)
+{
+    uint64_t sectors = div_round_up(q->header.l1_size, L1_SECTOR_ENTRIES);
+    int err;
+
+    if (!q->l1_any_dirty)
+        return 0;
+    /* The L2 tables that the entries point to. */
+    err = block_flush(q->file);
+    for (uint64_t i = 0; i < sectors && err == 0; i++) {
+        if (!q->l1_dirty[i])
+            continue;
+        err = write_l1_sector(q, i);
+        if (err == 0)
+            q->l1_dirty[i] = false;
+    }
+    if (err == 0)
+        q->l1_any_dirty = false;
+    return err;
+}
+
+int qcow2_write_back(struct qcow2 *q)
+{
+    int err = table_cache_writeback(q->refcount_cache);
+
+    if (err == 0)
+        err = table_cache_writeback(q->l2_cache);
+    if (err == 0)
+        err = write_l1(q);
+    if (err == 0)
+        err = qcow2_pending_apply(q);
+    if (err == 0)
+        err = table_cache_writeback(q->refcount_cache);
+    return err;
+}
+
+static int qcow2_flush(struct node *node)
+{
+    struct qcow2 *q = node->state;
+    int err;
+
+    /* Waiting for the lock also waits for a write-back that is under way. */
+    co_mutex_lock(&q->lock);
+    err = qcow2_write_back(q);
+    co_mutex_unlock(&q->lock);
+    return err;
+}
+
+/* Writes a u64 of the header, durably. */
+static int patch_header(struct qcow2 *q, uint64_t at, uint64_t value)
+{
+    uint8_t data[8];
+    int err;
+
+    put_be64(data, value);
+    err = block_write(q->file, data, sizeof(data), at, 0);
+    return err < 0 ? err : block_flush(q->file);
+}
+
+/*
+ * We keep none of the autoclear features, bitmaps included, consistent: whoever knows them must
+ * learn that, before anything is written.
+ */
+static int clear_autoclear(struct qcow2 *q)
+{
+    int err = 0;
+
+    if (q->header.autoclear != 0)
+        err = patch_header(q, QCOW2_AT_AUTOCLEAR, 0);
+    if (err < 0)
+        return err;
+    q->header.autoclear = 0;
+    q->write_ready = true;
+    return 0;
+}
+
+int qcow2_begin_change(struct qcow2 *q)
+{
+    int err = 0;
+
+    if (q->corrupt)
+        return -EIO;
+    if (!q->write_ready)
+        err = clear_autoclear(q);
+    if (err == 0 && q->pending.count >= QCOW2_PENDING_MAX)
+        err = qcow2_write_back(q);
+    /* Writing back may have found that the image is corrupt. */
+    return err == 0 && q->corrupt ? -EIO : err;
+}
+
+static int mark_corrupt(struct qcow2 *q, const char *text)
+{
+    if (q->corrupt)
+        return -EIO;
+    log_error("%s is broken and takes no more writes: %s", node_name(q->node), text);
+    q->corrupt = true;
+    if (q->header.version < 3)
+        return -EIO;
+    q->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
+    if (patch_header(q, QCOW2_AT_INCOMPATIBLE, q->header.incompatible) < 0)
+        log_error("%s could not be marked corrupt", node_name(q->node));
+    return -EIO;
+}
+
+static int log_text_once(struct qcow2 *q, const char *text)
+{
+    if (!q->broken_logged)
+        log_error("%s: %s", node_name(q->node), text);
+    q->broken_logged = true;
+    return -EIO;
+}
+
+#define FORMAT_TEXT(text, format)                                                                  \
+    do {                                                                                           \
+        va_list ap;                                                                                \
+        va_start(ap, format);                                                                      \
+        vsnprintf(text, sizeof(text), format, ap);                                                 \
+        va_end(ap);                                                                                \
+    } while (0)
+
+int qcow2_set_corrupt(struct qcow2 *q, const char *format, ...)
+{
+    char text[TEXT_MAX];
+
+    FORMAT_TEXT(text, format);
+    return mark_corrupt(q, text);
+}
+
+int qcow2_report_broken(struct qcow2 *q, const char *format, ...)
+{
+    char text[TEXT_MAX];
+    int err;
+
+    FORMAT_TEXT(text, format);
+    if (!node_writable(q->node))
+        return log_text_once(q, text);
+    if (q->corrupt)
+        return -EIO;
+    if (!coroutine_self())
+        return -EAGAIN;
+    co_mutex_lock(&q->lock);
+    err = mark_corrupt(q, text);
+    co_mutex_unlock(&q->lock);
+    return err;
+}
+
+int qcow2_log_once(struct qcow2 *q, const char *format, ...)
+{
+    char text[TEXT_MAX];
+
+    FORMAT_TEXT(text, format);
+    return log_text_once(q, text);
+}
+
+/* Version 1 has the same magic and is another format. */
+static bool qcow2_match(const struct probe *probe)
+{
+    return probe->length >= 8 && get_be32(probe->data + 4) >= 2;
+}
+
+static const struct magic qcow2_magics[] = {{0, 4, "QFI\xfb"}, {0}};
+
+static const struct option_row qcow2_option_rows[] = {
+    {"l2-cache-size", OPTION_SIZE, offsetof(struct qcow2, options.l2_cache_size), NULL,
+     "bytes of L2 tables kept in memory"},
+    {"refcount-cache-size", OPTION_SIZE, offsetof(struct qcow2, options.refcount_cache_size), NULL,
+     "bytes of refcount blocks kept in memory"},
+    {0},
+};
+
+const struct driver driver_qcow2 = {
+    .name = "qcow2",
+    .kind = DRIVER_FORMAT,
+    .takes_backing = true,
+    .state_size = sizeof(struct qcow2),
+    .magics = qcow2_magics,
+    .options = qcow2_option_rows,
+    .match = qcow2_match,
+    .open = qcow2_open,
+    .close = qcow2_close,
+    .map = qcow2_map,
+    .decode = qcow2_decode,
+    .allocate = qcow2_allocate,
+    .commit = qcow2_commit,
+    .abort = qcow2_abort,
+    .zero = qcow2_zero,
+    .discard = qcow2_discard,
+    .flush = qcow2_flush,
+};

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The qcow2 driver, private to its files.
+ *
+ *     qcow2.c           driver table, flush, header patches, what to do about broken images
+ *     qcow2_open.c      opening and closing
+ *     qcow2_map.c       map and decode
+ *     qcow2_alloc.c     allocate, commit, abort
+ *     qcow2_zero.c      zero and discard
+ *     qcow2_l2.c        L2 tables for change: private to the active L1 table, or new
+ *     qcow2_refcount.c  allocation and freeing of clusters, deferred frees
+ *     qcow2_reftable.c  the refcount table: loading, new blocks, growth
+ *     qcow2_guard.c     which clusters hold metadata: data must never be written there
+ *
+ * Order on disk, so that a crash leaks clusters at worst:
+ *   1. refcounts that went up, and guest data       (refcount cache, before the L2 cache)
+ *   2. L2 tables                                    (L2 cache; 1 is durable)
+ *   3. L1 entries                                   (by flush; 2 is durable)
+ *   4. refcounts that went down                     (by flush; 3 is durable)
+ * A cluster that lost a reference waits in `pending` until 3 is durable.  So no refcount on disk is
+ * ever below the number of references on disk, and no freed cluster is given out while something
+ * durable still points to it.
+ *
+ * Locks: `lock` is held over every change of metadata and over everything that may write tables
+ * back (a table that is not cached may push a dirty one out).  Data I/O happens without it, and so
+ * does mapping with tables that are cached.
+ */
+#ifndef EVNBD_BLOCKCORE_FORMAT_QCOW2_H
+#define EVNBD_BLOCKCORE_FORMAT_QCOW2_H
+
+#include "blockcore/block.h"
+#include "blockcore/format/qcow2_disk.h"
+#include "blockcore/table_cache.h"
+
+/* Runs of clusters to be freed at most, before they must be freed. */
+#define QCOW2_PENDING_MAX 4096
+
+/* What a host cluster is used for by metadata. */
+enum guard_kind {
+    GUARD_NONE,
+    GUARD_L2,
+    GUARD_REFBLOCK,
+    GUARD_FIXED,    /* header, L1 or refcount table, snapshots, bitmap directory */
+    GUARD_CONFLICT, /* more than one of them: the image is broken there */
+};
+
+struct guard_range {
+    uint64_t offset, end;
+};
+
+struct qcow2_guard {
+    uint64_t *slots; /* hash set: cluster index << 3 | kind; 0: free */
+    size_t slots_max, slots_used;
+    struct guard_range *ranges; /* snapshots and bitmap directory; sorted, disjoint */
+    size_t ranges_count;
+};
+
+/* A run of host clusters that lost one reference each. */
+struct pending_run {
+    uint64_t first, count;
+};
+
+struct qcow2_pending {
+    struct pending_run *runs;
+    size_t count, max;
+};
+
+struct qcow2_options {
+    uint64_t l2_cache_size, refcount_cache_size; /* bytes */
+};
+
+struct qcow2 {
+    struct node *node, *file;
+    struct qcow2_options options;
+    struct qcow2_header header; /* as it is on disk now */
+    unsigned cluster_bits;
+    unsigned l2_bits;       /* log2 of the entries of an L2 table */
+    unsigned refblock_bits; /* log2 of the entries of a refcount block */
+    uint64_t cluster_size;
+
+    struct co_mutex lock;
+    uint64_t *l1;      /* host order */
+    uint8_t *l1_dirty; /* one a 512-byte sector of the L1 table */
+    bool l1_any_dirty;
+    struct table_cache *l2_cache;
+
+    /* Only when the node is writable. */
+    struct table_cache *refcount_cache;
+    uint64_t *reftable; /* host order */
+    uint64_t reftable_entries;
+    uint64_t cluster_limit; /* host clusters that may be allocated */
+    uint64_t hint;          /* no cluster below is free */
+    uint64_t stale_end; /* past the file's known end may be bytes up to here that are not zero */
+    struct qcow2_guard guard;
+    struct qcow2_pending pending;
+
+    bool write_ready;   /* the header says that somebody wrote who knows no autoclear feature */
+    bool corrupt;       /* changes are refused */
+    bool broken_logged; /* something broken was logged; the rest is not */
+};
+
+/* qcow2_open.c */
+int qcow2_open(struct node *node, struct node_open *open, struct error *error);
+void qcow2_close(struct node *node);
+
+/* qcow2.c */
+/* The duties before any change; called with the lock held. 0 or negative errno. */
+int qcow2_begin_change(struct qcow2 *q);
+/* Writes all dirty metadata in order and frees what is pending; the lock is held. */
+int qcow2_write_back(struct qcow2 *q);
+void qcow2_l1_set(struct qcow2 *q, uint64_t l1_index, uint64_t value);
+/*
+ * The image contradicts itself where it was to be changed: logs it, marks the image corrupt,
+ * durably, and refuses all changes from now on.  The lock is held.  Returns -EIO.
+ */
+__attribute__((format(printf, 2, 3))) int qcow2_set_corrupt(struct qcow2 *q, const char *format,
+                                                            ...);
+/*
+ * The same where it was to be read, without the lock.  An image that is not writable is only talked
+ * about.  Returns -EIO, or -EAGAIN on the loop's own stack, where the image cannot be marked.
+ */
+__attribute__((format(printf, 2, 3))) int qcow2_report_broken(struct qcow2 *q, const char *format,
+                                                              ...);
+/* Logs what is wrong with the image or its file, once per open. Returns -EIO. */
+__attribute__((format(printf, 2, 3))) int qcow2_log_once(struct qcow2 *q, const char *format, ...);
+
+/* qcow2_map.c */
+int qcow2_map(struct node *node, uint64_t offset, uint64_t length, struct extent *ret);
+int qcow2_decode(struct node *node, const struct extent *extent, void *out);
+
+/* qcow2_alloc.c */
+int qcow2_allocate(struct node *node, uint64_t offset, uint64_t length, struct allocation *ret);
+int qcow2_commit(struct node *node, struct allocation *allocation);
+void qcow2_abort(struct node *node, struct allocation *allocation);
+
+/* qcow2_zero.c */
+int qcow2_zero(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
+int qcow2_discard(struct node *node, uint64_t offset, uint64_t length);
+
+/* qcow2_l2.c; the lock is held. */
+/* The table at `offset`, pinned; one that is beyond the end of the file marks the image corrupt. */
+int qcow2_l2_load(struct qcow2 *q, uint64_t offset, struct table **ret);
+/* The L2 table for reading, pinned; *ret is NULL when there is none. */
+int qcow2_l2_get(struct qcow2 *q, uint64_t l1_index, struct table **ret);
+/* The L2 table for change, pinned: made if there is none, copied if it is shared. */
+int qcow2_l2_get_private(struct qcow2 *q, uint64_t l1_index, struct table **ret);
+/*
+ * Decodes an entry that is to be changed.  *ret is sound, and the storage it names is not
+ * metadata's; else the image is marked corrupt and -EIO returned.
+ */
+int qcow2_l2_decode_for_change(struct qcow2 *q, uint64_t guest_offset, uint64_t value,
+                               struct qcow2_entry *ret);
+
+/* qcow2_refcount.c; the lock is held. */
+/*
+ * Takes a run of 1 to `wanted` free clusters: their refcounts are 1.  Gives the first and their
+ * number.
+ */
+int qcow2_clusters_alloc(struct qcow2 *q, uint64_t wanted, uint64_t *ret_first,
+                         uint64_t *ret_count);
+/* Gives back clusters that nothing has ever pointed to. What cannot be given back leaks. */
+void qcow2_clusters_unalloc(struct qcow2 *q, uint64_t first, uint64_t count);
+int qcow2_refcount_read(struct qcow2 *q, uint64_t cluster, uint64_t *ret);
+/* Makes room for `runs` calls of qcow2_pending_add. 0 or -ENOMEM. */
+int qcow2_pending_reserve(struct qcow2 *q, size_t runs);
+/* Lowers refcounts by one once all that was changed before is durable. */
+void qcow2_pending_add(struct qcow2 *q, uint64_t first, uint64_t count);
+/* As qcow2_pending_add, for the storage that an entry names. At most one run. */
+void qcow2_pending_add_entry(struct qcow2 *q, const struct qcow2_entry *entry);
+/* Lowers the refcounts; all that was changed before is written, but perhaps not durable. */
+int qcow2_pending_apply(struct qcow2 *q);
+
+/* qcow2_reftable.c; the lock is held, but for load. */
+int qcow2_reftable_load(struct qcow2 *q, struct error *error);
+/* The refcount block number `index`, pinned. *ret is NULL when there is none. */
+int qcow2_refblock_get(struct qcow2 *q, uint64_t index, struct table **ret);
+/*
+ * Makes the block of the range that q->hint is in, which has none; may make the table larger.
+ * q->hint moves on, perhaps into another range.
+ */
+int qcow2_refblock_make(struct qcow2 *q);
+
+/* qcow2_guard.c */
+/* Builds the guard from header, L1 and refcount table, and given ranges (taken, also on failure).
+ */
+int qcow2_guard_init(struct qcow2 *q, struct guard_range *ranges, size_t count,
+                     struct error *error);
+void qcow2_guard_fini(struct qcow2 *q);
+/* Makes room for `clusters` calls of qcow2_guard_add. 0 or -ENOMEM. */
+int qcow2_guard_reserve(struct qcow2 *q, size_t clusters);
+void qcow2_guard_add(struct qcow2 *q, uint64_t offset, enum guard_kind kind);
+enum guard_kind qcow2_guard_find(const struct qcow2 *q, uint64_t offset);
+/* First cluster of the range that metadata uses, or first + count. */
+uint64_t qcow2_guard_search(const struct qcow2 *q, uint64_t first, uint64_t count);
+
+static inline uint64_t qcow2_l1_index(const struct qcow2 *q, uint64_t guest_offset)
+{
+    return guest_offset >> (q->cluster_bits + q->l2_bits);
+}
+
+static inline uint64_t qcow2_l2_index(const struct qcow2 *q, uint64_t guest_offset)
+{
+    return (guest_offset >> q->cluster_bits) & ((UINT64_C(1) << q->l2_bits) - 1);
+}
+
+/* Whether data shows through where this image has nothing. */
+static inline bool qcow2_has_backing(const struct qcow2 *q)
+{
+    return q->node->backing || q->header.backing_name.offset != 0;
+}
+
+#endif

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Table entries, refcounts and snapshot table entries of qcow2. See qcow2_disk.h. */
+#include "blockcore/format/qcow2_disk.h"
+
+#include "base/checked.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+#define L1_RESERVED (~(QCOW2_COPIED | QCOW2_OFFSET_MASK))
+#define L2_RESERVED (~(QCOW2_COPIED | QCOW2_COMPRESSED | QCOW2_OFFSET_MASK | QCOW2_ZERO))
+
+static struct qcow2_entry decode_compressed(uint64_t value, unsigned cluster_bits)
+{
+    unsigned offset_bits = 62 - (cluster_bits - 8);
+    uint64_t host = value & ((UINT64_C(1) << offset_bits) - 1);
+    uint64_t sectors = (value & (QCOW2_COMPRESSED - 1)) >> offset_bits;
+
+    /* Small clusters leave room for offsets that no file can have. */
+    if (host >> QCOW2_HOST_BITS)
+        return (struct qcow2_entry){.kind = QCOW2_KIND_BROKEN};
+    return (struct qcow2_entry){
+        .kind = QCOW2_KIND_COMPRESSED,
+        .host = host,
+        .length = (sectors + 1) * 512 - host % 512,
+    };
+}
+
+struct qcow2_entry qcow2_l2_decode(uint64_t value, unsigned cluster_bits, unsigned version)
+{
+    struct qcow2_entry e = {.kind = QCOW2_KIND_BROKEN};
+
+    if (value & QCOW2_COMPRESSED)
+        return decode_compressed(value, cluster_bits);
+    e.host = value & QCOW2_OFFSET_MASK;
+    e.copied = value & QCOW2_COPIED;
+    if ((value & L2_RESERVED) || !is_aligned(e.host, UINT64_C(1) << cluster_bits))
+        return e;
+    if ((value & QCOW2_ZERO) && version < 3)
+        return e;
+    if (e.host == 0 && e.copied)
+        return e;
+    if (value & QCOW2_ZERO)
+        e.kind = QCOW2_KIND_ZERO;
+    else
+        e.kind = e.host ? QCOW2_KIND_DATA : QCOW2_KIND_ABSENT;
+    return e;
+}
+
+bool qcow2_l1_entry_valid(uint64_t value, unsigned cluster_bits)
+{
+    uint64_t offset = value & QCOW2_OFFSET_MASK;
+
+    return !(value & L1_RESERVED) && offset != 0 && is_aligned(offset, UINT64_C(1) << cluster_bits);
+}
+
+uint64_t qcow2_l1_entries_needed(uint64_t size, unsigned cluster_bits)
+{
+    return div_round_up(size, UINT64_C(1) << (2 * cluster_bits - 3));
+}
+
+uint64_t qcow2_refcount_get(const uint8_t *block, uint64_t index, unsigned order)
+{
+    switch (order) {
+    case 3:
+        return block[index];
+    case 4:
+        return get_be16(block + index * 2);
+    case 5:
+        return get_be32(block + index * 4);
+    case 6:
+        return get_be64(block + index * 8);
+    default: {
+        /* 1, 2 or 4 bits: the lowest bits of a byte hold the lowest index. */
+        unsigned bits = 1u << order, shift = (unsigned)(index << order) % 8;
+
+        return block[(index << order) / 8] >> shift & ((1u << bits) - 1);
+    }
+    }
+}
+
+void qcow2_refcount_set(uint8_t *block, uint64_t index, unsigned order, uint64_t value)
+{
+    switch (order) {
+    case 3:
+        block[index] = (uint8_t)value;
+        return;
+    case 4:
+        put_be16(block + index * 2, (uint16_t)value);
+        return;
+    case 5:
+        put_be32(block + index * 4, (uint32_t)value);
+        return;
+    case 6:
+        put_be64(block + index * 8, value);
+        return;
+    default: {
+        unsigned bits = 1u << order, shift = (unsigned)(index << order) % 8;
+        uint8_t *byte = block + (index << order) / 8;
+        unsigned mask = ((1u << bits) - 1) << shift;
+
+        *byte = (uint8_t)((*byte & ~mask) | ((value << shift) & mask));
+    }
+    }
+}
+
+uint64_t qcow2_refcount_find(const uint8_t *block, unsigned order, uint64_t from, uint64_t entries,
+                             bool used)
+{
+    uint64_t i = from;
+
+    while (i < entries && (qcow2_refcount_get(block, i, order) != 0) != used)
+        i++;
+    return i;
+}
+
+int qcow2_snapshot_parse(const uint8_t *data, size_t length, unsigned cluster_bits, unsigned index,
+                         struct qcow2_snapshot *ret, struct error *error)
+{
+    struct byte_reader r = byte_reader_of(data, length);
+    uint32_t id_length, name_length, extra_length;
+
+    ret->l1_offset = byte_reader_be64(&r);
+    ret->l1_size = byte_reader_be32(&r);
+    id_length = byte_reader_be16(&r);
+    name_length = byte_reader_be16(&r);
+    byte_reader_skip(&r, 16); /* time of creation, guest run time */
+    byte_reader_skip(&r, 4);  /* size of the VM state */
+    extra_length = byte_reader_be32(&r);
+    if (!r.failed && extra_length > 1024)
+        return error_set(error, EINVAL,
+                         "snapshot %u has %" PRIu32 " bytes of extra data, at most 1024 are legal",
+                         index, extra_length);
+    byte_reader_skip(&r, extra_length);
+    byte_reader_skip(&r, id_length);
+    byte_reader_skip(&r, name_length);
+    if (r.failed)
+        return error_set(error, EINVAL, "the snapshot table ends within snapshot %u", index);
+    if (ret->l1_size > QCOW2_L1_BYTES_MAX / 8)
+        return error_set(error, EINVAL,
+                         "the L1 table of snapshot %u has %" PRIu32
+                         " entries, at most 4194304 are legal",
+                         index, ret->l1_size);
+    if (!is_aligned(ret->l1_offset, UINT64_C(1) << cluster_bits) ||
+        ret->l1_offset >> QCOW2_HOST_BITS)
+        return error_set(error, EINVAL,
+                         "the L1 table of snapshot %u is at offset %" PRIu64
+                         ", which is not the start of a cluster",
+                         index, ret->l1_offset);
+    ret->entry_length = align_up(length - r.left, 8);
+    return 0;
+}

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * qcow2 on disk: header, extensions, table entries, refcounts, snapshot table entries.
+ *
+ * Pure functions over bytes: nothing here does I/O or keeps state.  All input is untrusted.
+ */
+#ifndef EVNBD_BLOCKCORE_FORMAT_QCOW2_DISK_H
+#define EVNBD_BLOCKCORE_FORMAT_QCOW2_DISK_H
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define QCOW2_MAGIC 0x514649fbu
+
+enum {
+    QCOW2_V2_HEADER_LENGTH = 72,
+    QCOW2_V3_HEADER_LENGTH = 104, /* the least */
+    QCOW2_SNAPSHOT_FIXED = 40,    /* bytes of a snapshot entry before its variable parts */
+    QCOW2_SNAPSHOT_ENTRY_MAX = QCOW2_SNAPSHOT_FIXED + 1024 + 2 * 65535 + 8,
+};
+
+/* Where fields lie that are patched in place. */
+enum {
+    QCOW2_AT_REFTABLE = 48, /* u64 offset, u32 clusters: switched in one write */
+    QCOW2_AT_INCOMPATIBLE = 72,
+    QCOW2_AT_AUTOCLEAR = 88,
+};
+
+#define QCOW2_L1_BYTES_MAX (UINT64_C(32) << 20)
+#define QCOW2_REFTABLE_BYTES_MAX (UINT64_C(8) << 20)
+#define QCOW2_SNAPSHOT_TABLE_MAX (UINT64_C(64) << 20)
+#define QCOW2_SNAPSHOTS_MAX 65536
+#define QCOW2_BITMAPS_MAX 65535
+#define QCOW2_BITMAP_DIRECTORY_MAX (UINT64_C(64) << 20)
+#define QCOW2_HOST_BITS 56 /* host offsets are below 1 << this */
+
+#define QCOW2_INCOMPAT_DIRTY (UINT64_C(1) << 0)
+#define QCOW2_INCOMPAT_CORRUPT (UINT64_C(1) << 1)
+#define QCOW2_INCOMPAT_DATA_FILE (UINT64_C(1) << 2)
+#define QCOW2_INCOMPAT_COMPRESSION (UINT64_C(1) << 3)
+#define QCOW2_INCOMPAT_EXTENDED_L2 (UINT64_C(1) << 4)
+#define QCOW2_INCOMPAT_KNOWN UINT64_C(0x1f)
+#define QCOW2_AUTOCLEAR_BITMAPS (UINT64_C(1) << 0)
+
+enum { QCOW2_COMPRESSION_DEFLATE = 0, QCOW2_COMPRESSION_ZSTD = 1 };
+
+/* A piece of cluster 0. */
+struct qcow2_piece {
+    uint32_t offset, length; /* bytes; offset 0: there is none */
+};
+
+struct qcow2_header {
+    uint32_t version;
+    struct qcow2_piece backing_name;
+    uint32_t cluster_bits;
+    uint64_t size; /* bytes, as stored */
+    uint32_t crypt_method;
+    uint32_t l1_size; /* entries */
+    uint64_t l1_offset;
+    uint64_t reftable_offset;
+    uint32_t reftable_clusters;
+    uint32_t snapshots;
+    uint64_t snapshots_offset;
+    uint64_t incompatible, compatible, autoclear;
+    uint32_t refcount_order;
+    uint32_t header_length;
+    uint8_t compression_type;
+
+    /* From the extensions. */
+    struct qcow2_piece backing_format;
+    struct qcow2_piece feature_table;
+    bool has_crypto, has_data_file, has_bitmaps;
+    uint64_t bitmap_directory_offset, bitmap_directory_size; /* only with has_bitmaps */
+};
+
+/*
+ * Reads the fixed fields from the first bytes of the file and checks all that can be judged without
+ * the rest of it.  0, -EINVAL or -ENOTSUP (version).
+ */
+int qcow2_header_parse(const void *data, size_t length, struct qcow2_header *ret,
+                       struct error *error);
+
+/* Walks the extensions; `data` is cluster 0, or what the file has of it. */
+int qcow2_header_parse_extensions(const void *data, size_t length, struct qcow2_header *header,
+                                  struct error *error);
+
+/*
+ * Refuses by name what the image needs and this program does not do: unknown incompatible features
+ * (names from the feature table, also when other extensions are broken), encryption...; for
+ * `writable` also images marked dirty or corrupt.  -ENOTSUP, -EINVAL or -EROFS.
+ */
+int qcow2_header_check_features(const struct qcow2_header *header, const void *data, size_t length,
+                                bool writable, struct error *error);
+
+/* Checks that the tables that the header names lie within the file. */
+int qcow2_header_check_layout(const struct qcow2_header *header, uint64_t file_size,
+                              struct error *error);
+
+/* L1 entries needed for `size` bytes. */
+uint64_t qcow2_l1_entries_needed(uint64_t size, unsigned cluster_bits);
+
+/* Table entries. */
+#define QCOW2_COPIED (UINT64_C(1) << 63)
+#define QCOW2_COMPRESSED (UINT64_C(1) << 62)
+#define QCOW2_ZERO UINT64_C(1)
+#define QCOW2_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
+
+enum qcow2_kind {
+    QCOW2_KIND_ABSENT,
+    QCOW2_KIND_ZERO,
+    QCOW2_KIND_DATA,
+    QCOW2_KIND_COMPRESSED,
+    QCOW2_KIND_BROKEN, /* reserved bits, an offset that is not aligned... */
+};
+
+struct qcow2_entry {
+    enum qcow2_kind kind;
+    bool copied;     /* refcount is exactly 1 */
+    uint64_t host;   /* DATA, COMPRESSED; ZERO: reserved storage, or 0 */
+    uint64_t length; /* COMPRESSED: bytes readable at host at most */
+};
+
+struct qcow2_entry qcow2_l2_decode(uint64_t value, unsigned cluster_bits, unsigned version);
+
+/* Whether an L1 entry other than 0 is well-formed. Its table is at entry & QCOW2_OFFSET_MASK. */
+bool qcow2_l1_entry_valid(uint64_t value, unsigned cluster_bits);
+
+/* Refcounts of 1 << order bits in a refcount block. */
+uint64_t qcow2_refcount_get(const uint8_t *block, uint64_t index, unsigned order);
+void qcow2_refcount_set(uint8_t *block, uint64_t index, unsigned order, uint64_t value);
+/* First index in [from, entries) whose refcount is 0 (or, with `used`, is not), else entries. */
+uint64_t qcow2_refcount_find(const uint8_t *block, unsigned order, uint64_t from, uint64_t entries,
+                             bool used);
+
+struct qcow2_snapshot {
+    uint64_t l1_offset;
+    uint32_t l1_size;
+    size_t entry_length; /* bytes to the next entry */
+};
+
+/* Reads and checks snapshot table entry number `index`; `data` begins with it. 0 or -EINVAL. */
+int qcow2_snapshot_parse(const uint8_t *data, size_t length, unsigned cluster_bits, unsigned index,
+                         struct qcow2_snapshot *ret, struct error *error);
+
+#endif

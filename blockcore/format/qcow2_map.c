@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Where guest bytes are: map, and decode for compressed clusters.
+ *
+ * With the L2 table cached, map neither waits nor locks, so that it also works on the loop's own
+ * stack; else it says -EAGAIN there.  What it answers stays true while the caller holds a range
+ * lock on the guest range: tables may be copied or change elsewhere, but not for that range.
+ */
+#include "base/buffer.h"
+#include "base/checked.h"
+#include "base/worker.h"
+#include "blockcore/codec.h"
+#include "blockcore/format/qcow2.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+/* An L2 table as map sees it. */
+struct view {
+    struct qcow2 *q;
+    const uint8_t *entries; /* from the first one asked for */
+    uint64_t count;         /* entries that matter */
+    bool writable;          /* DATA entries with the copied bit may be written in place */
+};
+
+static struct qcow2_entry view_entry(const struct view *view, uint64_t i)
+{
+    return qcow2_l2_decode(get_be64(view->entries + i * 8), view->q->cluster_bits,
+                           view->q->header.version);
+}
+
+/* In place means: exclusively owned, and not where metadata is. */
+static bool writable_in_place(const struct view *view, const struct qcow2_entry *e)
+{
+    return view->writable && e->copied && qcow2_guard_find(view->q, e->host) == GUARD_NONE;
+}
+
+static uint64_t count_data(const struct view *view, const struct qcow2_entry *first, bool writable)
+{
+    uint64_t n = 1;
+
+    for (; n < view->count; n++) {
+        struct qcow2_entry e = view_entry(view, n);
+
+        if (e.kind != QCOW2_KIND_DATA || e.host != first->host + (n << view->q->cluster_bits) ||
+            writable_in_place(view, &e) != writable)
+            break;
+    }
+    return n;
+}
+
+/* Entries like the first one: ZERO with or without storage, or ABSENT. */
+static uint64_t count_same(const struct view *view, const struct qcow2_entry *first)
+{
+    uint64_t n = 1;
+
+    for (; n < view->count; n++) {
+        struct qcow2_entry e = view_entry(view, n);
+
+        if (e.kind != first->kind || (e.host != 0) != (first->host != 0))
+            break;
+    }
+    return n;
+}
+
+/* Fills ret but for the length; returns the number of clusters it covers, or negative errno. */
+static int64_t describe(const struct view *view, uint64_t offset, struct extent *ret)
+{
+    struct qcow2 *q = view->q;
+    struct qcow2_entry e = view_entry(view, 0);
+    uint64_t in_cluster = offset & (q->cluster_size - 1);
+    bool writable;
+
+    *ret = (struct extent){.kind = EXTENT_DATA, .child = q->file};
+    switch (e.kind) {
+    case QCOW2_KIND_DATA:
+        writable = writable_in_place(view, &e);
+        ret->flags = writable ? EXTENT_WRITABLE : 0;
+        ret->child_offset = e.host + in_cluster;
+        return (int64_t)count_data(view, &e, writable);
+    case QCOW2_KIND_COMPRESSED:
+        ret->kind = EXTENT_ENCODED;
+        ret->child_offset = e.host;
+        ret->encoded_length = e.length;
+        ret->unit_offset = offset - in_cluster;
+        ret->unit_length = q->cluster_size;
+        return 1;
+    case QCOW2_KIND_ZERO:
+    case QCOW2_KIND_ABSENT:
+        *ret = (struct extent){
+            .kind = e.kind == QCOW2_KIND_ZERO ? EXTENT_ZERO : EXTENT_ABSENT,
+            .flags = e.host ? EXTENT_RESERVED : 0,
+        };
+        return (int64_t)count_same(view, &e);
+    case QCOW2_KIND_BROKEN:
+        break;
+    }
+    return qcow2_report_broken(q, "the L2 entry of guest offset %" PRIu64 " is 0x%016" PRIx64,
+                               offset - in_cluster, get_be64(view->entries));
+}
+
+/* No L2 table: nothing here, and perhaps in the next ranges. */
+static int map_absent(struct qcow2 *q, uint64_t offset, uint64_t length, struct extent *ret)
+{
+    unsigned range_bits = q->cluster_bits + q->l2_bits;
+    uint64_t next = (offset >> range_bits) + 1;
+
+    while (next < q->header.l1_size && (next << range_bits) - offset < length && q->l1[next] == 0)
+        next++;
+    *ret = (struct extent){
+        .kind = EXTENT_ABSENT,
+        .length = min_u64(length, (next << range_bits) - offset),
+    };
+    return 0;
+}
+
+/* Reads the table that is not cached. */
+static int load_table(struct qcow2 *q, uint64_t offset, struct table **ret)
+{
+    int err;
+
+    if (!coroutine_self())
+        return -EAGAIN;
+    if (node_writable(q->node)) { /* it may push out a dirty table */
+        co_mutex_lock(&q->lock);
+        err = qcow2_l2_load(q, offset, ret);
+        co_mutex_unlock(&q->lock);
+        return err;
+    }
+    err = table_cache_get(q->l2_cache, offset, ret);
+    if (err == -EIO)
+        qcow2_log_once(q, "the L2 table at offset %" PRIu64 " cannot be read", offset);
+    return err;
+}
+
+int qcow2_map(struct node *node, uint64_t offset, uint64_t length, struct extent *ret)
+{
+    struct qcow2 *q = node->state;
+    uint64_t l1_index = qcow2_l1_index(q, offset), l2_index = qcow2_l2_index(q, offset);
+    uint64_t in_cluster = offset & (q->cluster_size - 1);
+    struct view view = {.q = q};
+    struct table *table;
+    uint64_t l1_entry;
+    int64_t n;
+    int err = 0;
+
+    if (l1_index >= q->header.l1_size)
+        return -EIO;
+    l1_entry = q->l1[l1_index];
+    if (l1_entry == 0)
+        return map_absent(q, offset, length, ret);
+    if (!qcow2_l1_entry_valid(l1_entry, q->cluster_bits))
+        return qcow2_report_broken(q, "L1 entry %" PRIu64 " is 0x%016" PRIx64, l1_index, l1_entry);
+    table = table_cache_peek(q->l2_cache, l1_entry & QCOW2_OFFSET_MASK);
+    if (!table)
+        err = load_table(q, l1_entry & QCOW2_OFFSET_MASK, &table);
+    if (err < 0)
+        return err;
+    view.entries = table->data + l2_index * 8;
+    view.count = min_u64((UINT64_C(1) << q->l2_bits) - l2_index,
+                         div_round_up(in_cluster + length, q->cluster_size));
+    view.writable = q->write_ready && !q->corrupt && (l1_entry & QCOW2_COPIED);
+    n = describe(&view, offset, ret);
+    table_cache_put(q->l2_cache, table);
+    if (n < 0)
+        return (int)n;
+    ret->length = min_u64(length, ((uint64_t)n << q->cluster_bits) - in_cluster);
+    return 0;
+}
+
+struct decode_job {
+    enum codec codec;
+    void *out;
+    size_t out_length;
+    const uint8_t *in;
+    size_t in_length;
+};
+
+static int decode_in_worker(void *arg)
+{
+    struct decode_job *job = arg;
+
+    return codec_decode(job->codec, job->out, job->out_length, job->in, job->in_length);
+}
+
+int qcow2_decode(struct node *node, const struct extent *extent, void *out)
+{
+    struct qcow2 *q = node->state;
+    uint64_t offset = extent->child_offset, length = extent->encoded_length;
+    uint64_t inside;
+    uint8_t *in;
+    int err;
+
+    if (offset >= q->file->size)
+        return qcow2_log_once(
+            q, "the compressed cluster at offset %" PRIu64 " is beyond the end of the file",
+            offset);
+    in = buffer_get(length);
+    if (!in)
+        return -ENOMEM;
+    /* The length is an upper bound, and the last host cluster may be cut by the end of the file. */
+    inside = min_u64(length, q->file->size - offset);
+    memset(in + inside, 0, length - inside);
+    err = block_read(q->file, in, inside, offset);
+    if (err == 0) {
+        struct decode_job job = {
+            q->header.compression_type == QCOW2_COMPRESSION_ZSTD ? CODEC_ZSTD : CODEC_DEFLATE_RAW,
+            out, extent->unit_length, in, length};
+
+        err = co_run_in_worker(decode_in_worker, &job);
+        if (err == -EIO)
+            qcow2_log_once(q, "the compressed cluster at offset %" PRIu64 " cannot be decoded",
+                           offset);
+    }
+    buffer_put(in, length);
+    return err;
+}

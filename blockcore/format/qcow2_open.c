@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Opening and closing qcow2 images.  Everything that the header names is checked against the limits
+ * of the format and the size of the file before it is used.  Opening never changes the file.
+ */
+#include "base/buffer.h"
+#include "base/checked.h"
+#include "blockcore/codec.h"
+#include "blockcore/format/qcow2.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HEADER_PEEK 512
+#define L2_CACHE_DEFAULT (32 * MIB)
+#define REFCOUNT_CACHE_DEFAULT (4 * MIB)
+#define CACHE_TABLES_MIN 4
+#define CACHE_TABLES_MAX (1 << 20)
+#define SNAPSHOT_WINDOW (512 * KIB)
+
+static int out_of_memory(struct error *error)
+{
+    return error_set(error, ENOMEM, "out of memory");
+}
+
+static int open_file(struct node *node, struct node_open *open, struct error *error)
+{
+    unsigned perm = PERM_CONSISTENT_READ;
+
+    if (node_writable(node))
+        perm |= PERM_WRITE | PERM_RESIZE;
+    /* Our tables would be wrong if somebody else changed the file. */
+    return node_open_file(node, open, perm, open->shared & ~(unsigned)(PERM_WRITE | PERM_RESIZE),
+                          error);
+}
+
+/* The header's fixed fields, from the first bytes of the file. */
+static int read_fixed(struct qcow2 *q, struct error *error)
+{
+    size_t length = min_u64(HEADER_PEEK, q->file->size);
+    uint8_t data[HEADER_PEEK];
+    int err = block_read(q->file, data, length, 0);
+
+    if (err < 0)
+        return error_set_errno(error, -err, "cannot read the qcow2 header");
+    return qcow2_header_parse(data, length, &q->header, error);
+}
+
+static void set_geometry(struct qcow2 *q)
+{
+    q->cluster_bits = q->header.cluster_bits;
+    q->cluster_size = UINT64_C(1) << q->cluster_bits;
+    q->l2_bits = q->cluster_bits - 3;
+    q->refblock_bits = q->cluster_bits + 3 - q->header.refcount_order;
+}
+
+/* All that cluster 0 tells. *ret is its bytes, from buffer_get(q->cluster_size). */
+static int read_header(struct qcow2 *q, uint8_t **ret, size_t *ret_length, struct error *error)
+{
+    bool writable = node_writable(q->node);
+    int err = read_fixed(q, error);
+
+    if (err < 0)
+        return err;
+    set_geometry(q);
+    *ret = buffer_get(q->cluster_size);
+    if (!*ret)
+        return out_of_memory(error);
+    *ret_length = min_u64(q->cluster_size, q->file->size);
+    err = block_read(q->file, *ret, *ret_length, 0);
+    if (err < 0)
+        return error_set_errno(error, -err, "cannot read the first cluster");
+    /* Unknown features first: they may be the reason for what else is not understood. */
+    err = qcow2_header_check_features(&q->header, *ret, *ret_length, false, error);
+    if (err == 0)
+        err = qcow2_header_parse_extensions(*ret, *ret_length, &q->header, error);
+    if (err == 0)
+        err = qcow2_header_check_features(&q->header, *ret, *ret_length, writable, error);
+    if (err == 0)
+        err = qcow2_header_check_layout(&q->header, q->file->size, error);
+    if (err == 0 && q->header.compression_type == QCOW2_COMPRESSION_ZSTD &&
+        !codec_available(CODEC_ZSTD))
+        err = error_set(error, ENOTSUP,
+                        "the image is compressed with zstd, which this build does not have");
+    return err;
+}
+
+static int ask_for_backing(struct qcow2 *q, struct node_open *open, const uint8_t *cluster,
+                           size_t length, struct error *error)
+{
+    struct qcow2_piece name = q->header.backing_name, format = q->header.backing_format;
+    char text[16] = "";
+
+    if (name.offset == 0)
+        return node_open_backing(q->node, open, NULL, 0, NULL, error);
+    if (!range_within(name.offset, name.length, length))
+        return error_set(error, EINVAL, "the file ends within the name of the backing file");
+    memcpy(text, cluster + format.offset, format.length);
+    return node_open_backing(q->node, open, (const char *)cluster + name.offset, name.length,
+                             format.length > 0 ? text : NULL, error);
+}
+
+static int load_l1(struct qcow2 *q, struct error *error)
+{
+    size_t entries = q->header.l1_size;
+    int err;
+
+    q->l1 = malloc(entries * 8 + 1);
+    q->l1_dirty = calloc(entries / 64 + 1, 1);
+    if (!q->l1 || !q->l1_dirty)
+        return out_of_memory(error);
+    if (entries == 0)
+        return 0;
+    err = block_read(q->file, q->l1, entries * 8, q->header.l1_offset);
+    if (err < 0)
+        return error_set_errno(error, -err, "cannot read the L1 table");
+    for (size_t i = 0; i < entries; i++)
+        q->l1[i] = be64toh(q->l1[i]);
+    return 0;
+}
+
+/* A window over the snapshot table, which has entries of many lengths. */
+struct window {
+    uint8_t *data;
+    uint64_t offset; /* of data, in the file */
+    size_t length;
+};
+
+static int window_move(struct qcow2 *q, struct window *w, uint64_t offset, struct error *error)
+{
+    uint64_t left = q->file->size - min_u64(offset, q->file->size);
+    int err;
+
+    if (range_within(offset - w->offset, min_u64(left, QCOW2_SNAPSHOT_ENTRY_MAX), w->length))
+        return 0;
+    w->offset = offset;
+    w->length = min_u64(left, SNAPSHOT_WINDOW);
+    err = block_read(q->file, w->data, w->length, offset);
+    return err < 0 ? error_set_errno(error, -err, "cannot read the snapshot table") : 0;
+}
+
+static void add_range(const struct qcow2 *q, struct guard_range *ranges, size_t *count,
+                      uint64_t offset, uint64_t length)
+{
+    uint64_t start = align_down(offset, q->cluster_size);
+
+    if (length > 0)
+        ranges[(*count)++] =
+            (struct guard_range){start, align_up(offset + length, q->cluster_size)};
+}
+
+/* Checks the snapshot table; adds the storage of it and of the snapshots' L1 tables to the ranges.
+ */
+static int scan_snapshots(struct qcow2 *q, struct guard_range *ranges, size_t *count,
+                          struct error *error)
+{
+    uint64_t start = q->header.snapshots_offset, offset = start;
+    struct window w = {.data = buffer_get(SNAPSHOT_WINDOW), .offset = offset};
+    int err = w.data ? 0 : out_of_memory(error);
+
+    for (unsigned i = 0; i < q->header.snapshots && err == 0; i++) {
+        struct qcow2_snapshot s = {0};
+
+        err = window_move(q, &w, offset, error);
+        if (err == 0)
+            err = qcow2_snapshot_parse(w.data + (offset - w.offset), w.length - (offset - w.offset),
+                                       q->cluster_bits, i, &s, error);
+        offset += s.entry_length;
+        if (err == 0 && offset - start > QCOW2_SNAPSHOT_TABLE_MAX)
+            err = error_set(error, EINVAL, "the snapshot table has more than 64 MiB");
+        if (err == 0)
+            add_range(q, ranges, count, s.l1_offset, (uint64_t)s.l1_size * 8);
+    }
+    add_range(q, ranges, count, start, offset - start);
+    buffer_put(w.data, SNAPSHOT_WINDOW);
+    return err;
+}
+
+/* Storage of metadata that does not change here. *ret is allocated. */
+static int collect_ranges(struct qcow2 *q, struct guard_range **ret, size_t *ret_count,
+                          struct error *error)
+{
+    int err = 0;
+
+    *ret_count = 0;
+    *ret = calloc(q->header.snapshots + 2, sizeof(**ret));
+    if (!*ret)
+        return out_of_memory(error);
+    if (q->header.snapshots > 0)
+        err = scan_snapshots(q, *ret, ret_count, error);
+    if (q->header.has_bitmaps)
+        add_range(q, *ret, ret_count, q->header.bitmap_directory_offset,
+                  q->header.bitmap_directory_size);
+    return err;
+}
+
+/* Only a regular file grows by being written to. */
+static bool file_grows(const struct node *file)
+{
+    return file->driver->kind == DRIVER_PROTOCOL && file->identity.inode != 0;
+}
+
+static int open_for_change(struct qcow2 *q, struct error *error)
+{
+    int err = qcow2_reftable_load(q, error);
+
+    if (err < 0)
+        return err;
+    q->cluster_limit = UINT64_C(1) << (QCOW2_HOST_BITS - q->cluster_bits);
+    if (!file_grows(q->file))
+        q->cluster_limit = min_u64(q->cluster_limit, q->file->size >> q->cluster_bits);
+    q->write_ready = q->header.autoclear == 0;
+    return 0;
+}
+
+static unsigned cache_tables(const struct qcow2 *q, uint64_t bytes)
+{
+    return (unsigned)min_u64(max_u64(bytes >> q->cluster_bits, CACHE_TABLES_MIN), CACHE_TABLES_MAX);
+}
+
+static int make_caches(struct qcow2 *q, struct error *error)
+{
+    if (node_writable(q->node)) {
+        q->refcount_cache = table_cache_new(q->file, (uint32_t)q->cluster_size,
+                                            cache_tables(q, q->options.refcount_cache_size), NULL);
+        if (!q->refcount_cache)
+            return out_of_memory(error);
+    }
+    q->l2_cache = table_cache_new(q->file, (uint32_t)q->cluster_size,
+                                  cache_tables(q, q->options.l2_cache_size), q->refcount_cache);
+    return q->l2_cache ? 0 : out_of_memory(error);
+}
+
+static int open_tables(struct qcow2 *q, struct error *error)
+{
+    struct guard_range *ranges;
+    size_t count;
+    int err = load_l1(q, error);
+
+    if (err < 0)
+        return err;
+    err = collect_ranges(q, &ranges, &count, error);
+    if (err == 0 && node_writable(q->node)) {
+        err = open_for_change(q, error);
+        if (err == 0)
+            return qcow2_guard_init(q, ranges, count, error);
+    }
+    free(ranges);
+    return err;
+}
+
+static int open_image(struct qcow2 *q, struct node_open *open, struct error *error)
+{
+    uint8_t *cluster = NULL;
+    size_t length = 0;
+    int err = read_header(q, &cluster, &length, error);
+
+    if (err == 0)
+        err = open_tables(q, error);
+    if (err == 0)
+        err = make_caches(q, error);
+    if (err < 0)
+        error_prefix(error, "%s: ", node_name(q->node));
+    else
+        err = ask_for_backing(q, open, cluster, length, error);
+    if (cluster)
+        buffer_put(cluster, q->cluster_size);
+    return err;
+}
+
+int qcow2_open(struct node *node, struct node_open *open, struct error *error)
+{
+    struct qcow2 *q = node->state;
+    int err;
+
+    q->node = node;
+    co_mutex_init(&q->lock);
+    q->options = (struct qcow2_options){L2_CACHE_DEFAULT, REFCOUNT_CACHE_DEFAULT};
+    err = options_take(open->options, node->driver->options, q, "driver 'qcow2'", error);
+    if (err == 0)
+        err = open_file(node, open, error);
+    if (err < 0)
+        return err;
+    q->file = node->file;
+    err = open_image(q, open, error);
+    if (err < 0)
+        return err;
+    /* A size that is no multiple of 512 is rounded down, as other programs do. */
+    node->size = align_down(q->header.size, 512);
+    node->cluster_size = (uint32_t)q->cluster_size;
+    /* Version 2 has no other way to zero a cluster than to give it back. */
+    node->reuses_storage =
+        node_writable(node) && ((node->flags & NODE_UNMAP) || q->header.version < 3);
+    return 0;
+}
+
+void qcow2_close(struct node *node)
+{
+    struct qcow2 *q = node->state;
+
+    table_cache_free(q->l2_cache);
+    table_cache_free(q->refcount_cache);
+    qcow2_guard_fini(q);
+    free(q->pending.runs);
+    free(q->reftable);
+    free(q->l1);
+    free(q->l1_dirty);
+}

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* qcow2 on disk: table entries, refcounts, snapshot entries. test_qcow2_header.c has the rest. */
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "blockcore/format/qcow2_disk.h"
+#include "tests/support/support.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+struct l2_case {
+    uint64_t value;
+    unsigned bits, version;
+    struct qcow2_entry entry;
+};
+
+static void decodes_l2_entries(void **state)
+{
+    const uint64_t copied = QCOW2_COPIED, compressed = QCOW2_COMPRESSED;
+    const struct l2_case cases[] = {
+        {0, 16, 3, {QCOW2_KIND_ABSENT, false, 0, 0}},
+        {1, 16, 3, {QCOW2_KIND_ZERO, false, 0, 0}},
+        {1, 16, 2, {.kind = QCOW2_KIND_BROKEN}},
+        {0x50000, 16, 3, {QCOW2_KIND_DATA, false, 0x50000, 0}},
+        {copied | 0x50000, 16, 2, {QCOW2_KIND_DATA, true, 0x50000, 0}},
+        {copied | 0x50001, 16, 3, {QCOW2_KIND_ZERO, true, 0x50000, 0}},
+        {copied | 0x50001, 16, 2, {.kind = QCOW2_KIND_BROKEN}},
+        {0x50200, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
+        {0x50200, 9, 3, {QCOW2_KIND_DATA, false, 0x50200, 0}},
+        {copied, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
+        {copied | 1, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
+        {0x50002, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
+        {0x50100, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
+        {UINT64_C(1) << 56 | 0x50000, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
+        {UINT64_C(1) << 61 | 0x50000, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
+        {UINT64_C(0xffffffff0000), 16, 3, {QCOW2_KIND_DATA, false, UINT64_C(0xffffffff0000), 0}},
+        /* 54 bits of offset with 64 KiB, 61 with 512 bytes, 49 with 2 MiB. */
+        {compressed | UINT64_C(2) << 54 | 1000,
+         16,
+         3,
+         {QCOW2_KIND_COMPRESSED, false, 1000, 3 * 512 - 488}},
+        {compressed | 1000, 9, 3, {QCOW2_KIND_COMPRESSED, false, 1000, 24}},
+        {compressed | UINT64_C(1) << 61 | 1000, 9, 3, {QCOW2_KIND_COMPRESSED, false, 1000, 536}},
+        {compressed | UINT64_C(1) << 56 | 1000, 9, 3, {.kind = QCOW2_KIND_BROKEN}},
+        {compressed | UINT64_C(0x1fff) << 49 | 512,
+         21,
+         3,
+         {QCOW2_KIND_COMPRESSED, false, 512, 8192 * 512}},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        const struct l2_case *c = &cases[i];
+        struct qcow2_entry e = qcow2_l2_decode(c->value, c->bits, c->version);
+
+        if (e.kind != c->entry.kind)
+            fail_msg("case %zu: kind %d, not %d", i, e.kind, c->entry.kind);
+        if (e.kind == QCOW2_KIND_BROKEN)
+            continue;
+        assert_int_equal(e.copied, c->entry.copied);
+        assert_int_equal(e.host, c->entry.host);
+        assert_int_equal(e.length, c->entry.length);
+    }
+}
+
+static void judges_l1_entries(void **state)
+{
+    assert_true(qcow2_l1_entry_valid(0x50000, 16));
+    assert_true(qcow2_l1_entry_valid(QCOW2_COPIED | 0x50000, 16));
+    assert_false(qcow2_l1_entry_valid(QCOW2_COPIED, 16));
+    assert_false(qcow2_l1_entry_valid(0x50200, 16));
+    assert_true(qcow2_l1_entry_valid(0x50200, 9));
+    assert_false(qcow2_l1_entry_valid(0x50001, 16));
+    assert_false(qcow2_l1_entry_valid(UINT64_C(1) << 62 | 0x50000, 16));
+    assert_false(qcow2_l1_entry_valid(UINT64_C(1) << 56 | 0x50000, 16));
+}
+
+static void counts_l1_entries(void **state)
+{
+    assert_int_equal(qcow2_l1_entries_needed(0, 16), 0);
+    assert_int_equal(qcow2_l1_entries_needed(1, 16), 1);
+    assert_int_equal(qcow2_l1_entries_needed(512 * MIB, 16), 1);
+    assert_int_equal(qcow2_l1_entries_needed(512 * MIB + 1, 16), 2);
+    assert_int_equal(qcow2_l1_entries_needed(128 * GIB, 9), 4194304);
+    assert_int_equal(qcow2_l1_entries_needed(UINT64_MAX, 21), UINT64_C(1) << 25);
+}
+
+/* Every width against an array of numbers, and neighbours stay what they were. */
+static void refcounts_of_every_width(void **state)
+{
+    enum { ENTRIES = 64 };
+    struct prng prng = prng_of(test_seed());
+
+    for (unsigned order = 0; order <= 6; order++) {
+        uint64_t mask = UINT64_MAX >> (64 - (1u << order)), model[ENTRIES] = {0};
+        uint8_t *block = calloc(1, (ENTRIES << order) / 8);
+
+        for (unsigned i = 0; i < 2000; i++) {
+            uint64_t at = prng_below(&prng, ENTRIES);
+
+            model[at] = prng_next(&prng) & mask;
+            qcow2_refcount_set(block, at, order, model[at]);
+            for (uint64_t k = 0; k < ENTRIES; k++)
+                assert_int_equal(qcow2_refcount_get(block, k, order), model[k]);
+        }
+        free(block);
+    }
+}
+
+static void refcount_bit_order(void **state)
+{
+    uint8_t block[16] = {0};
+
+    qcow2_refcount_set(block, 0, 0, 1);
+    assert_int_equal(block[0], 0x01);
+    qcow2_refcount_set(block, 1, 1, 3);
+    assert_int_equal(block[0], 0x0d);
+    qcow2_refcount_set(block, 1, 2, 0xa);
+    assert_int_equal(block[0], 0xad);
+    qcow2_refcount_set(block, 1, 4, 0x1234);
+    assert_int_equal(block[2], 0x12);
+    assert_int_equal(block[3], 0x34);
+    qcow2_refcount_set(block, 1, 6, UINT64_C(0x0102030405060708));
+    assert_int_equal(block[8], 1);
+    assert_int_equal(block[15], 8);
+}
+
+static void finds_free_and_used(void **state)
+{
+    for (unsigned order = 0; order <= 6; order++) {
+        uint8_t block[64] = {0};
+
+        qcow2_refcount_set(block, 0, order, 1);
+        qcow2_refcount_set(block, 1, order, 1);
+        qcow2_refcount_set(block, 5, order, 1);
+        assert_int_equal(qcow2_refcount_find(block, order, 0, 8, false), 2);
+        assert_int_equal(qcow2_refcount_find(block, order, 2, 8, true), 5);
+        assert_int_equal(qcow2_refcount_find(block, order, 6, 8, true), 8);
+        assert_int_equal(qcow2_refcount_find(block, order, 8, 8, false), 8);
+        assert_int_equal(qcow2_refcount_find(block, order, 0, 2, false), 2);
+    }
+}
+
+static size_t make_snapshot(uint8_t *data, uint16_t id, uint16_t name, uint32_t extra)
+{
+    memset(data, 0, QCOW2_SNAPSHOT_FIXED);
+    put_be64(data, 7 * 65536);
+    put_be32(data + 8, 5);
+    put_be16(data + 12, id);
+    put_be16(data + 14, name);
+    put_be32(data + 36, extra);
+    return QCOW2_SNAPSHOT_FIXED + id + name + extra;
+}
+
+static void parses_snapshots(void **state)
+{
+    static const struct {
+        uint16_t id, name;
+        uint32_t extra;
+    } cases[] = {{1, 3, 16}, {0, 0, 0}, {65535, 65535, 1024}, {8, 8, 24}};
+    uint8_t *data = calloc(1, QCOW2_SNAPSHOT_ENTRY_MAX);
+    struct qcow2_snapshot s;
+    struct error error = {.text = ""};
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        size_t n = make_snapshot(data, cases[i].id, cases[i].name, cases[i].extra);
+
+        assert_true(n <= QCOW2_SNAPSHOT_ENTRY_MAX);
+        assert_int_equal(qcow2_snapshot_parse(data, n, 16, 0, &s, &error), 0);
+        assert_int_equal(s.l1_offset, 7 * 65536);
+        assert_int_equal(s.l1_size, 5);
+        assert_int_equal(s.entry_length, align_up(n, 8));
+        assert_int_equal(qcow2_snapshot_parse(data, n - 1, 16, 0, &s, &error), -EINVAL);
+        assert_non_null(strstr(error.text, "ends within snapshot 0"));
+    }
+    make_snapshot(data, 1, 1, 1025);
+    assert_int_equal(qcow2_snapshot_parse(data, 4096, 16, 3, &s, &error), -EINVAL);
+    assert_non_null(strstr(error.text, "snapshot 3 has 1025 bytes of extra data"));
+    make_snapshot(data, 1, 1, 16);
+    put_be32(data + 8, 4194305);
+    assert_int_equal(qcow2_snapshot_parse(data, 4096, 16, 0, &s, &error), -EINVAL);
+    assert_non_null(strstr(error.text, "4194305 entries"));
+    make_snapshot(data, 1, 1, 16);
+    put_be64(data, 65537);
+    assert_int_equal(qcow2_snapshot_parse(data, 4096, 16, 0, &s, &error), -EINVAL);
+    assert_non_null(strstr(error.text, "offset 65537"));
+    free(data);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(decodes_l2_entries), cmocka_unit_test(judges_l1_entries),
+        cmocka_unit_test(counts_l1_entries),  cmocka_unit_test(refcounts_of_every_width),
+        cmocka_unit_test(refcount_bit_order), cmocka_unit_test(finds_free_and_used),
+        cmocka_unit_test(parses_snapshots),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
