@@ -12,7 +12,6 @@
 #include "base/sys.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,8 +66,7 @@ bool log_enabled(enum log_level level)
     return level <= state.level;
 }
 
-__attribute__((format(printf, 2, 0))) static void write_line(enum log_level level,
-                                                             const char *format, va_list args)
+void log_line(enum log_level level, const char *format, va_list args)
 {
     char text[2 * LINE_MAX_BYTES]; /* longer than the line, which marks a cut */
     char line[LINE_MAX_BYTES];
@@ -97,7 +95,7 @@ __attribute__((format(printf, 2, 0))) static void write_line(enum log_level leve
         va_list args;                                                                              \
                                                                                                    \
         va_start(args, format);                                                                    \
-        write_line(level, format, args);                                                           \
+        log_line(level, format, args);                                                             \
         va_end(args);                                                                              \
     }
 LOG_DEFINE(error, LOG_LEVEL_ERROR)

@@ -3,6 +3,7 @@
 #ifndef EVNBD_BASE_LOG_H
 #define EVNBD_BASE_LOG_H
 
+#include <stdarg.h>
 #include <stdbool.h>
 
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
@@ -21,5 +22,8 @@ __attribute__((format(printf, 1, 2))) void log_error(const char *format, ...);
 __attribute__((format(printf, 1, 2))) void log_warning(const char *format, ...);
 __attribute__((format(printf, 1, 2))) void log_info(const char *format, ...);
 __attribute__((format(printf, 1, 2))) void log_debug(const char *format, ...);
+/* The same, with its level and arguments as values. */
+__attribute__((format(printf, 2, 0))) void log_line(enum log_level level, const char *format,
+                                                    va_list args);
 
 #endif

@@ -23,8 +23,8 @@ void reactor_run(void);
 void reactor_stop(void);
 
 /*
- * One round of the loop: waits for events if `may_wait` and nothing is ready, handles them, and runs
- * a turn.  For tests, and for running a coroutine to its end before the loop is started.
+ * One round of the loop: waits for events if `may_wait` and nothing is ready, handles them, and
+ * runs a turn.  For tests, and for running a coroutine to its end before the loop is started.
  */
 void reactor_poll(bool may_wait);
 
@@ -41,7 +41,7 @@ struct reactor_fd;
 struct reactor_fd *reactor_fd_new(int fd, unsigned events,
                                   void (*callback)(void *arg, unsigned events), void *arg);
 void reactor_fd_set(struct reactor_fd *watch, unsigned events); /* 0: paused */
-void reactor_fd_free(struct reactor_fd *watch);                 /* NULL is fine; also in a callback */
+void reactor_fd_free(struct reactor_fd *watch); /* NULL is fine; also in a callback */
 
 /* Timers, on sys->monotonic_ns(). Embedded; zeroed is idle. */
 struct reactor_timer {
@@ -54,8 +54,8 @@ void reactor_timer_start(struct reactor_timer *timer, int64_t delay_ns,
 void reactor_timer_stop(struct reactor_timer *timer); /* an idle one is fine */
 
 /*
- * When the first timer is due, on sys->monotonic_ns(); false when none runs.  For simulators: a turn
- * runs what is due by that clock, so setting it forward and polling is all that is needed.
+ * When the first timer is due, on sys->monotonic_ns(); false when none runs.  For simulators: a
+ * turn runs what is due by that clock, so setting it forward and polling is all that is needed.
  */
 bool reactor_next_timer(int64_t *ret_due_ns);
 
@@ -77,7 +77,8 @@ void reactor_destroy_later(struct reactor_deferred *deferred);
  * A source of completions (an I/O engine, the worker pool), asked in every turn.
  * submit: hands over what was queued, with one system call if it can.
  * reap: takes completions without waiting, wakes their coroutines, returns whether there were any.
- * Descriptors that become readable on completions are watched by the source itself, with reactor_fd.
+ * Descriptors that become readable on completions are watched by the source itself, with
+ * reactor_fd.
  */
 struct reactor_source {
     struct list link;

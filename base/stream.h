@@ -33,7 +33,8 @@ struct stream {
     int fd; /* to watch with the reactor; owned by the innermost stream */
 };
 
-/* Takes ownership of a connected socket, which it makes non-blocking. NULL: out of memory (fd not closed). */
+/* Takes ownership of a connected socket, which it makes non-blocking. NULL: out of memory (fd not
+ * closed). */
 struct stream *stream_socket_new(int fd);
 
 #endif

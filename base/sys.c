@@ -111,6 +111,16 @@ static int posix_accept(int fd, struct sockaddr *addr, socklen_t *addrlen, int f
     return fold(accept4(fd, addr, addrlen, flags));
 }
 
+static int posix_getpeername(int fd, struct sockaddr *addr, socklen_t *addrlen)
+{
+    return fold(getpeername(fd, addr, addrlen));
+}
+
+static int posix_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
+{
+    return fold(getsockopt(fd, level, name, value, length));
+}
+
 static int posix_setsockopt(int fd, int level, int name, const void *value, socklen_t length)
 {
     return fold(setsockopt(fd, level, name, value, length));
@@ -191,6 +201,8 @@ const struct sys sys_posix = {
     .listen = posix_listen,
     .connect = posix_connect,
     .accept = posix_accept,
+    .getpeername = posix_getpeername,
+    .getsockopt = posix_getsockopt,
     .setsockopt = posix_setsockopt,
     .shutdown = posix_shutdown,
     .recvmsg = posix_recvmsg,

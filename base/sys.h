@@ -4,7 +4,8 @@
  * so that tests can put fault injection, a recorder or a simulated machine behind it.
  *
  * All entries return a negative errno instead of setting errno.  They may be called from worker
- * threads.  EINTR is retried by the callers that can (see base/io.h), so that an injector may return it anywhere.
+ * threads.  EINTR is retried by the callers that can (see base/io.h), so that an injector may
+ * return it anywhere.
  */
 #ifndef EVNBD_BASE_SYS_H
 #define EVNBD_BASE_SYS_H
@@ -38,6 +39,8 @@ struct sys {
     int (*listen)(int fd, int backlog);
     int (*connect)(int fd, const struct sockaddr *addr, socklen_t addrlen);
     int (*accept)(int fd, struct sockaddr *addr, socklen_t *addrlen, int flags);
+    int (*getpeername)(int fd, struct sockaddr *addr, socklen_t *addrlen);
+    int (*getsockopt)(int fd, int level, int name, void *value, socklen_t *length);
     int (*setsockopt)(int fd, int level, int name, const void *value, socklen_t length);
     int (*shutdown)(int fd, int how);
     ssize_t (*recvmsg)(int fd, struct msghdr *msg, int flags);

@@ -16,7 +16,8 @@
 #define BLOCK_IOV_MAX 16
 
 enum {
-    BLOCK_FUA = 1 << 8, /* durable, with the metadata it needs, before the call returns */
+    BLOCK_FUA = 1 << 8,      /* durable, with the metadata it needs, before the call returns */
+    BLOCK_ALLOCATE = 1 << 9, /* zeroing: the range has storage afterwards, not for MAY_UNMAP */
 };
 
 /* Reads iov's length at `offset`. */
@@ -35,7 +36,13 @@ int block_writev(struct node *node, const struct iovec *iov, int iovcnt, uint64_
 int block_write(struct node *node, const void *buffer, size_t length, uint64_t offset,
                 unsigned flags);
 
-/* `flags`: ZERO_MAY_UNMAP, ZERO_FAST, BLOCK_FUA. `length` may exceed 4 GiB. */
+/* The largest buffer of a zeroing or a prefetch, however long its range is. */
+#define BLOCK_PIECE_BYTES (256 * KIB)
+
+/*
+ * `flags`: ZERO_MAY_UNMAP, ZERO_FAST, BLOCK_FUA, BLOCK_ALLOCATE.  `length` may exceed 4 GiB.  When
+ * it fails with -ENOTSUP, which it does only with ZERO_FAST, nothing has changed.
+ */
 int block_zero(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
 
 /* Advice; parts smaller than the node can discard are left alone. Nothing without NODE_UNMAP. */
@@ -47,7 +54,7 @@ int block_discard(struct node *node, uint64_t offset, uint64_t length, unsigned 
  */
 int block_flush(struct node *node);
 
-/* Reads into the page cache (NBD CACHE): no data is returned. */
+/* Reads what is data into the page cache (NBD CACHE), if the node uses it; returns no data. */
 int block_prefetch(struct node *node, uint64_t offset, uint64_t length);
 
 enum {
@@ -59,7 +66,11 @@ enum {
 struct block_status {
     uint64_t length; /* bytes from the offset asked for, at least 1 */
     unsigned flags;  /* STATUS_* */
-    unsigned depth;  /* layer that has it: 1 the top, 2 its backing node...; 0: none */
+    /*
+     * Layer that has it: 1 the top, 2 its backing node...; 0: none.  A backing node that is shorter
+     * than the one above it has the zeroes behind its end.
+     */
+    unsigned depth;
 };
 
 /* What is at `offset`: a first part of the range, neighbours with the same answer merged. */

@@ -20,6 +20,10 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+struct block_bitmap;
+struct block_check;
+struct block_context;
+struct block_measure;
 struct node;
 struct node_open;
 
@@ -59,6 +63,7 @@ struct allocation {
 enum {
     ZERO_MAY_UNMAP = 1 << 0, /* storage may be given back */
     ZERO_FAST = 1 << 1,      /* -ENOTSUP rather than be as slow as writing */
+    ZERO_KEEP = 1 << 2,      /* formats: -ENOTSUP if clusters cannot keep the storage they have */
 };
 
 /* First bytes by which a format is known. */
@@ -115,7 +120,8 @@ struct driver {
 
     /*
      * For formats: whole clusters, the last of which the disk's end may cut.  For protocols: any
-     * range.  `flags` are ZERO_*.
+     * range.  `flags` are ZERO_*.  -ENOTSUP: nothing was changed, and for a format nothing can be
+     * with these flags anywhere in the disk.
      */
     int (*zero)(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
     /* Advice: the range is not needed. What it reads as afterwards is the driver's choice of old,
@@ -133,6 +139,17 @@ struct driver {
     int (*preadv_nowait)(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset);
     /* The descriptor to send from without copying, or negative errno. */
     int (*descriptor)(struct node *node);
+
+    /* The bitmaps of the image, in its order; NULL past the last. On any stack. */
+    struct block_bitmap *(*bitmap)(struct node *node, size_t index);
+
+    /* Offline verbs, for formats: see blockcore/check.h and blockcore/create.h. */
+    int (*check)(struct node *node, struct block_check *check, struct error *error);
+    /* Takes its options out of the tree. Must judge them all before it touches the file. */
+    int (*create)(const struct block_context *context, const char *filename, json_t *options,
+                  struct error *error);
+    int (*measure)(json_t *options, struct block_measure *ret, struct error *error);
+    const struct option_row *create_options; /* the help text of create and measure */
 };
 
 #endif

@@ -31,6 +31,7 @@ enum {
     NODE_UNMAP = 1 << 3,       /* discard=unmap: discards reach the file */
     NODE_NO_LOCK = 1 << 4,     /* no image locks are taken */
     NODE_SHARE_WRITE = 1 << 5, /* raw: other writers are allowed (image lock) */
+    NODE_REPAIR = 1 << 6,      /* for block_check only: read-only, above a writable file */
 };
 
 /* What a set of nodes is opened with. Owned by the caller; outlives the nodes. */

@@ -23,7 +23,6 @@
 
 /* Status answers cover at most this many map calls, so that one of them cannot hold the loop. */
 #define STATUS_MAPS_MAX 256
-#define PREFETCH_PIECE (256 * KIB)
 
 /* Where a guest range ends up. */
 struct location {
@@ -51,10 +50,14 @@ static bool step_down(struct node **at, uint64_t *offset, uint64_t *length, stru
             return false;
         next = e->child;
         *offset = e->child_offset;
-    } else if (e->kind == EXTENT_ABSENT && (*at)->backing && *offset < (*at)->backing->size) {
-        next = (*at)->backing;
-        *length = min_u64(*length, next->size - *offset);
+    } else if (e->kind == EXTENT_ABSENT && (*at)->backing) {
         loc->depth++;
+        if (*offset < (*at)->backing->size) {
+            next = (*at)->backing;
+            *length = min_u64(*length, next->size - *offset);
+        } else {
+            e->kind = EXTENT_ZERO; /* what lies behind its end is the backing node's too */
+        }
     }
     if (!next)
         return false;
@@ -264,6 +267,8 @@ int block_resolve(struct node *node, uint64_t offset, uint64_t length, struct bl
 
     if (is_protocol(node) || !range_within(offset, length, node->size) || length == 0)
         return -ENOENT;
+    if (needs_locks(node) && !range_lock_is_free(&node->locks, offset, length))
+        return -EAGAIN;
     err = locate(node, offset, length, &loc);
     if (err < 0)
         return err;
@@ -339,24 +344,44 @@ int block_get_status(struct node *node, uint64_t offset, uint64_t length, struct
     return err;
 }
 
+/* Reads a first part of the range, unless it is a hole. Returns its length or negative errno. */
+static int64_t prefetch_part(struct node *node, uint64_t offset, uint64_t length, void *buffer)
+{
+    struct block_status status;
+    uint64_t n = min_u64(length, BLOCK_PIECE_BYTES);
+    int err;
+
+    /* Where the status cannot be had, reading tells why. */
+    if (block_get_status(node, offset, length, &status) == 0) {
+        if (status.flags & STATUS_ZERO)
+            return (int64_t)status.length;
+        n = min_u64(n, status.length);
+    }
+    err = block_read(node, buffer, n, offset);
+    return err < 0 ? err : (int64_t)n;
+}
+
 int block_prefetch(struct node *node, uint64_t offset, uint64_t length)
 {
-    uint8_t *buffer;
-    int err = 0;
+    uint64_t size = min_u64(length, BLOCK_PIECE_BYTES);
+    void *buffer;
+    int64_t n;
 
     if (!range_within(offset, length, node->size))
         return -EINVAL;
-    buffer = buffer_get(PREFETCH_PIECE);
+    if (length == 0 || (node->flags & NODE_NO_CACHE)) /* there is no cache to read into */
+        return 0;
+    buffer = buffer_get(size);
     if (!buffer)
         return -ENOMEM;
-    while (length > 0 && err == 0) {
-        uint64_t n = min_u64(length, PREFETCH_PIECE);
-
-        err = block_read(node, buffer, n, offset);
+    while (length > 0) {
+        n = prefetch_part(node, offset, length, buffer);
+        if (n < 0)
+            break;
         offset += n;
         length -= n;
         coroutine_yield();
     }
-    buffer_put(buffer, PREFETCH_PIECE);
-    return err;
+    buffer_put(buffer, size);
+    return length > 0 ? (int)n : 0;
 }

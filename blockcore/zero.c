@@ -14,14 +14,13 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define ZERO_DATA_PIECE (256 * KIB)
 #define CLUSTERS_PER_PIECE 4096
 
 static int zero_range(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
 
 int write_zero_data(struct node *node, uint64_t offset, uint64_t length)
 {
-    uint64_t piece = min_u64(length, ZERO_DATA_PIECE);
+    uint64_t piece = min_u64(length, BLOCK_PIECE_BYTES);
     uint8_t *zeroes = buffer_get(piece);
     int err = 0;
 
@@ -54,9 +53,9 @@ static bool reads_zero(struct node *node, uint64_t offset, uint64_t length)
 }
 
 /* A part of a cluster: as data, unless there is nothing to do. */
-static int zero_part(struct node *node, uint64_t offset, uint64_t length)
+static int zero_part(struct node *node, uint64_t offset, uint64_t length, bool allocate)
 {
-    if (length == 0 || reads_zero(node, offset, length))
+    if (length == 0 || (!allocate && reads_zero(node, offset, length)))
         return 0;
     return write_zero_data(node, offset, length);
 }
@@ -90,21 +89,88 @@ static int zero_clusters(struct node *node, uint64_t offset, uint64_t length, un
     return 0;
 }
 
+/* Whether the first part of a range of clusters has storage of its own; *ret: how long it is. */
+static int has_storage(struct node *node, uint64_t offset, uint64_t length, uint64_t *ret)
+{
+    struct extent e;
+    int err = node->driver->map(node, offset, length, &e);
+
+    if (err < 0)
+        return err;
+    *ret = e.length;
+    return (e.kind == EXTENT_DATA && (e.flags & EXTENT_WRITABLE)) || (e.flags & EXTENT_RESERVED);
+}
+
+/* Whether all of it has storage: 1, 0 or negative errno. */
+static int all_has_storage(struct node *node, uint64_t offset, uint64_t length)
+{
+    int has = 1;
+
+    while (length > 0 && has > 0) {
+        uint64_t n;
+
+        has = has_storage(node, offset, length, &n);
+        if (has < 0)
+            return has;
+        offset += n;
+        length -= n;
+        coroutine_yield();
+    }
+    return has;
+}
+
+/* As zero_clusters, but with storage everywhere afterwards: what has none gets it by a write. */
+static int zero_with_storage(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    int err = 0;
+
+    if (flags & ZERO_FAST) {
+        int has = all_has_storage(node, offset, length);
+
+        if (has <= 0)
+            return has < 0 ? has : -ENOTSUP;
+    }
+    while (length > 0 && err == 0) {
+        uint64_t n;
+        int has = has_storage(node, offset, length, &n);
+
+        if (has < 0)
+            return has;
+        err = has ? zero_clusters(node, offset, n, flags | ZERO_KEEP)
+                  : write_zero_data(node, offset, n);
+        offset += n;
+        length -= n;
+        if (length > 0)
+            coroutine_yield();
+    }
+    return err;
+}
+
+/*
+ * The clusters come first: only they can be refused as not fast, and then nothing has changed.  A
+ * range without a whole cluster is never faster than a write, unless there is nothing to do.
+ */
 static int zero_allocating(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
     uint32_t cluster = node->cluster_size;
+    bool allocate = flags & BLOCK_ALLOCATE;
     uint64_t end = offset + length;
     uint64_t start = align_up(offset, cluster);
     uint64_t stop = end == node->size ? end : align_down(end, cluster);
     int err;
 
-    if (start >= stop) /* within one cluster, or the two halves at a border */
-        return zero_part(node, offset, length);
-    err = zero_part(node, offset, start - offset);
+    flags &= ~(unsigned)BLOCK_ALLOCATE;
+    if (start >= stop) { /* within one cluster, or the two halves at a border */
+        if ((flags & ZERO_FAST) && (allocate || !reads_zero(node, offset, length)))
+            return -ENOTSUP;
+        return zero_part(node, offset, length, allocate);
+    }
+    err = allocate ? zero_with_storage(node, start, stop - start, flags)
+                   : zero_clusters(node, start, stop - start, flags);
     if (err == 0)
-        err = zero_clusters(node, start, stop - start, flags);
+        err = zero_part(node, offset, start - offset, allocate);
     if (err == 0)
-        err = zero_part(node, stop, end - stop);
+        err = zero_part(node, stop, end - stop, allocate);
     return err;
 }
 
@@ -131,7 +197,7 @@ static int zero_mapped(struct node *node, uint64_t offset, uint64_t length, unsi
 static int zero_range(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
     if (is_protocol(node))
-        return protocol_zero(node, offset, length, flags);
+        return protocol_zero(node, offset, length, flags & ~(unsigned)BLOCK_ALLOCATE);
     if (node->driver->allocate)
         return zero_allocating(node, offset, length, flags);
     return zero_mapped(node, offset, length, flags);

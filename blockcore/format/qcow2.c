@@ -225,4 +225,8 @@ const struct driver driver_qcow2 = {
     .zero = qcow2_zero,
     .discard = qcow2_discard,
     .flush = qcow2_flush,
+    .check = qcow2_check,
+    .create = qcow2_create,
+    .measure = qcow2_measure,
+    .create_options = qcow2_create_options,
 };

@@ -10,6 +10,8 @@
  *     qcow2_l2.c        L2 tables for change: private to the active L1 table, or new
  *     qcow2_refcount.c  allocation and freeing of clusters, deferred frees
  *     qcow2_reftable.c  the refcount table: loading, new blocks, growth
+ *     qcow2_create.c    new images
+ *     qcow2_check*.c    check and repair (see qcow2_check.h)
  *     qcow2_guard.c     which clusters hold metadata: data must never be written there
  *
  * Order on disk, so that a crash leaks clusters at worst:
@@ -123,6 +125,15 @@ __attribute__((format(printf, 2, 3))) int qcow2_report_broken(struct qcow2 *q, c
                                                               ...);
 /* Logs what is wrong with the image or its file, once per open. Returns -EIO. */
 __attribute__((format(printf, 2, 3))) int qcow2_log_once(struct qcow2 *q, const char *format, ...);
+
+/* qcow2_check.c */
+int qcow2_check(struct node *node, struct block_check *check, struct error *error);
+
+/* qcow2_create.c */
+extern const struct option_row qcow2_create_options[];
+int qcow2_create(const struct block_context *context, const char *filename, json_t *options,
+                 struct error *error);
+int qcow2_measure(json_t *options, struct block_measure *ret, struct error *error);
 
 /* qcow2_map.c */
 int qcow2_map(struct node *node, uint64_t offset, uint64_t length, struct extent *ret);

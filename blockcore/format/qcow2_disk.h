@@ -23,6 +23,16 @@ enum {
     QCOW2_SNAPSHOT_ENTRY_MAX = QCOW2_SNAPSHOT_FIXED + 1024 + 2 * 65535 + 8,
 };
 
+/* Types of header extensions. */
+enum {
+    QCOW2_EXT_END = 0,
+    QCOW2_EXT_BACKING_FORMAT = 0xe2792aca,
+    QCOW2_EXT_FEATURE_TABLE = 0x6803f857,
+    QCOW2_EXT_BITMAPS = 0x23852875,
+    QCOW2_EXT_CRYPTO = 0x0537be77,
+    QCOW2_EXT_DATA_FILE = 0x44415441,
+};
+
 /* Where fields lie that are patched in place. */
 enum {
     QCOW2_AT_REFTABLE = 48, /* u64 offset, u32 clusters: switched in one write */
@@ -44,6 +54,7 @@ enum {
 #define QCOW2_INCOMPAT_COMPRESSION (UINT64_C(1) << 3)
 #define QCOW2_INCOMPAT_EXTENDED_L2 (UINT64_C(1) << 4)
 #define QCOW2_INCOMPAT_KNOWN UINT64_C(0x1f)
+#define QCOW2_COMPAT_LAZY_REFCOUNTS (UINT64_C(1) << 0)
 #define QCOW2_AUTOCLEAR_BITMAPS (UINT64_C(1) << 0)
 
 enum { QCOW2_COMPRESSION_DEFLATE = 0, QCOW2_COMPRESSION_ZSTD = 1 };
@@ -91,7 +102,7 @@ int qcow2_header_parse_extensions(const void *data, size_t length, struct qcow2_
 /*
  * Refuses by name what the image needs and this program does not do: unknown incompatible features
  * (names from the feature table, also when other extensions are broken), encryption...; for
- * `writable` also images marked dirty or corrupt.  -ENOTSUP, -EINVAL or -EROFS.
+ * `writable` also images marked corrupt.  -ENOTSUP, -EINVAL or -EROFS.
  */
 int qcow2_header_check_features(const struct qcow2_header *header, const void *data, size_t length,
                                 bool writable, struct error *error);

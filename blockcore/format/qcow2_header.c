@@ -8,15 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 
-enum {
-    EXT_END = 0,
-    EXT_BACKING_FORMAT = 0xe2792aca,
-    EXT_FEATURE_TABLE = 0x6803f857,
-    EXT_BITMAPS = 0x23852875,
-    EXT_CRYPTO = 0x0537be77,
-    EXT_DATA_FILE = 0x44415441,
-};
-
 enum { BACKING_NAME_MAX = 1023, BACKING_FORMAT_MAX = 15, FEATURE_ENTRY = 48, FEATURE_NAME = 46 };
 
 struct extension {
@@ -202,7 +193,7 @@ static int next_extension(struct byte_reader *r, struct extension *ret)
         return 0;
     ret->type = byte_reader_be32(r);
     ret->length = byte_reader_be32(r);
-    if (ret->type == EXT_END)
+    if (ret->type == QCOW2_EXT_END)
         return 0;
     ret->data = byte_reader_take(r, ret->length);
     if (!ret->data)
@@ -242,8 +233,8 @@ static int read_bitmaps(const struct extension *ext, struct qcow2_header *h, str
 /* One bit an extension of a known type, to find those that come twice; 0: not known. */
 static unsigned extension_bit(uint32_t type)
 {
-    static const uint32_t known[] = {EXT_BACKING_FORMAT, EXT_FEATURE_TABLE, EXT_BITMAPS, EXT_CRYPTO,
-                                     EXT_DATA_FILE};
+    static const uint32_t known[] = {QCOW2_EXT_BACKING_FORMAT, QCOW2_EXT_FEATURE_TABLE,
+                                     QCOW2_EXT_BITMAPS, QCOW2_EXT_CRYPTO, QCOW2_EXT_DATA_FILE};
 
     for (unsigned i = 0; i < ARRAY_SIZE(known); i++) {
         if (known[i] == type)
@@ -256,22 +247,22 @@ static int read_extension(const struct extension *ext, struct qcow2_piece piece,
                           struct qcow2_header *h, struct error *error)
 {
     switch (ext->type) {
-    case EXT_BACKING_FORMAT:
+    case QCOW2_EXT_BACKING_FORMAT:
         if (ext->length > BACKING_FORMAT_MAX)
             return bad_field(error, "backing format name length", ext->length, "at most 15 bytes");
         h->backing_format = piece;
         return 0;
-    case EXT_FEATURE_TABLE:
+    case QCOW2_EXT_FEATURE_TABLE:
         h->feature_table = piece;
         return 0;
-    case EXT_BITMAPS:
+    case QCOW2_EXT_BITMAPS:
         return read_bitmaps(ext, h, error);
-    case EXT_CRYPTO:
+    case QCOW2_EXT_CRYPTO:
         if (ext->length != 16)
             return bad_field(error, "crypto extension length", ext->length, "16 bytes");
         h->has_crypto = true;
         return 0;
-    case EXT_DATA_FILE:
+    case QCOW2_EXT_DATA_FILE:
         h->has_data_file = true;
         return 0;
     default:
@@ -321,7 +312,7 @@ static void feature_name(const struct qcow2_header *h, const void *data, size_t 
 
     out[0] = 0;
     while (next_extension(&r, &ext) > 0) {
-        if (ext.type != EXT_FEATURE_TABLE)
+        if (ext.type != QCOW2_EXT_FEATURE_TABLE)
             continue;
         for (uint32_t i = 0; i < ext.length / FEATURE_ENTRY; i++) {
             const uint8_t *entry = ext.data + i * FEATURE_ENTRY;
@@ -378,11 +369,6 @@ static int check_writable(const struct qcow2_header *h, struct error *error)
         return error_set(error, EROFS,
                          "the image is marked corrupt (incompatible bit 1): open it read-only, or "
                          "repair it with 'qemu-img check -r all'");
-    if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
-        return error_set(error, EROFS,
-                         "the image was not closed cleanly and its refcounts may be wrong "
-                         "(incompatible bit 0, dirty): open it read-only, or repair it with "
-                         "'qemu-img check -r all'");
     return 0;
 }
 

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Opening and closing qcow2 images.  Everything that the header names is checked against the limits
- * of the format and the size of the file before it is used.  Opening never changes the file.
+ * of the format and the size of the file before it is used.  Opening never changes the file, but
+ * for one case: an image that is marked dirty is repaired when it is opened for writing.
  */
 #include "base/buffer.h"
 #include "base/checked.h"
+#include "base/log.h"
 #include "blockcore/codec.h"
 #include "blockcore/format/qcow2.h"
+#include "blockcore/format/qcow2_check.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -29,7 +32,9 @@ static int open_file(struct node *node, struct node_open *open, struct error *er
 {
     unsigned perm = PERM_CONSISTENT_READ;
 
-    if (node_writable(node))
+    if (node->flags & NODE_REPAIR)
+        open->flags |= NODE_WRITABLE; /* for the file */
+    if (open->flags & NODE_WRITABLE)
         perm |= PERM_WRITE | PERM_RESIZE;
     /* Our tables would be wrong if somebody else changed the file. */
     return node_open_file(node, open, perm, open->shared & ~(unsigned)(PERM_WRITE | PERM_RESIZE),
@@ -251,12 +256,32 @@ static int open_tables(struct qcow2 *q, struct error *error)
     return err;
 }
 
+/* Refcounts of an image that was not closed cleanly may be too low: they are set right first. */
+static int repair_dirty(struct qcow2 *q, struct error *error)
+{
+    struct block_check check = {.fix = CHECK_FIX_LEAKS | CHECK_FIX_ERRORS};
+    int err;
+
+    log_info("%s was not closed cleanly: repairing it", node_name(q->node));
+    err = qcow2_check_run(q->file, &q->header, &check, error);
+    if (err < 0)
+        return err;
+    if (check.result.corruptions > 0 || check.result.check_errors > 0)
+        return error_set(error, EIO,
+                         "the image was not closed cleanly (incompatible bit 0, dirty) and %" PRIu64
+                         " of its errors cannot be repaired: open it read-only",
+                         check.result.corruptions + check.result.check_errors);
+    return 0;
+}
+
 static int open_image(struct qcow2 *q, struct node_open *open, struct error *error)
 {
     uint8_t *cluster = NULL;
     size_t length = 0;
     int err = read_header(q, &cluster, &length, error);
 
+    if (err == 0 && node_writable(q->node) && (q->header.incompatible & QCOW2_INCOMPAT_DIRTY))
+        err = repair_dirty(q, error);
     if (err == 0)
         err = open_tables(q, error);
     if (err == 0)

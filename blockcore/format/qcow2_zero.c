@@ -147,7 +147,7 @@ int qcow2_zero(struct node *node, uint64_t offset, uint64_t length, unsigned fla
 {
     struct qcow2 *q = node->state;
 
-    if (q->header.version < 3 && qcow2_has_backing(q))
+    if (q->header.version < 3 && (qcow2_has_backing(q) || (flags & ZERO_KEEP)))
         return -ENOTSUP;
     return change_range(q, offset, length, flags & ZERO_MAY_UNMAP ? CHANGE_ZERO_FREE : CHANGE_ZERO);
 }

@@ -32,6 +32,8 @@ struct file {
     bool block_device;
     /* What the file system was found not to do. */
     bool no_zero_range, no_punch;
+    /* A run of data that map found, and that this process has not punched since. */
+    uint64_t data_start, data_end;
 };
 
 static const struct option_row file_options[] = {
@@ -198,7 +200,29 @@ static int file_pwritev(struct node *node, const struct iovec *iov, int iovcnt, 
     return err;
 }
 
-/* Holes of a regular file read as zeroes. */
+/* Behind the last data is a hole; but where the file was cut, reading must fail. */
+static void map_without_data(const struct node *node, uint64_t offset, struct extent *ret)
+{
+    const struct file *file = node->state;
+    struct stat st;
+    uint64_t end;
+
+    ret->kind = EXTENT_ZERO;
+    if (offset >= node->size || sys->fstat(file->fd, &st) < 0)
+        return;
+    end = (uint64_t)st.st_size;
+    if (end >= node->size)
+        return;
+    if (offset >= end)
+        ret->kind = EXTENT_DATA;
+    ret->length = min_u64(ret->length, (offset >= end ? node->size : end) - offset);
+}
+
+/*
+ * Holes of a regular file read as zeroes.  The last run of data is remembered, since looking for
+ * its end may take long: some file systems look at every page.  When others punch holes into it,
+ * it is still right to call them data.
+ */
 static int file_map(struct node *node, uint64_t offset, uint64_t length, struct extent *ret)
 {
     struct file *file = node->state;
@@ -207,9 +231,13 @@ static int file_map(struct node *node, uint64_t offset, uint64_t length, struct 
     *ret = (struct extent){.kind = EXTENT_DATA, .length = length};
     if (file->block_device)
         return 0;
+    if (offset >= file->data_start && offset < file->data_end) {
+        ret->length = min_u64(length, file->data_end - offset);
+        return 0;
+    }
     data = sys->lseek(file->fd, offset, SEEK_DATA);
     if (data == -ENXIO) { /* no data from here to the end */
-        ret->kind = EXTENT_ZERO;
+        map_without_data(node, offset, ret);
         return 0;
     }
     if (data < 0)
@@ -220,9 +248,17 @@ static int file_map(struct node *node, uint64_t offset, uint64_t length, struct 
         return 0;
     }
     hole = sys->lseek(file->fd, offset, SEEK_HOLE);
-    if (hole > 0 && (uint64_t)hole > offset)
+    if (hole > 0 && (uint64_t)hole > offset) {
+        file->data_start = offset;
+        file->data_end = (uint64_t)hole;
         ret->length = min_u64(length, (uint64_t)hole - offset);
+    }
     return 0;
+}
+
+static void forget_data(struct file *file)
+{
+    file->data_start = file->data_end = 0;
 }
 
 /* What the kernel says when a file system or device lacks a mode of fallocate. */
@@ -238,25 +274,27 @@ static int punch(struct file *file, uint64_t offset, uint64_t length)
     if (file->no_punch)
         return -EOPNOTSUPP;
     err = io_fallocate(&file->io, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+    forget_data(file);
     if (!unsupported(err))
         return err;
     file->no_punch = true;
     return -EOPNOTSUPP;
 }
 
-static int zero_range(struct file *file, uint64_t offset, uint64_t length)
+static int zero_range(struct file *file, uint64_t offset, uint64_t length, bool fast)
 {
     int err;
 
     if (!file->no_zero_range) {
         err = io_fallocate(&file->io, FALLOC_FL_ZERO_RANGE, offset, length);
+        forget_data(file); /* what is reserved and never written may count as a hole */
         if (!unsupported(err))
             return err;
         file->no_zero_range = true;
     }
-    if (file->block_device)
+    if (file->block_device || fast)
         return -EOPNOTSUPP;
-    /* The same in two steps: nothing there, then storage for it. */
+    /* The same in two steps: nothing there, then storage for it, which may be filled by hand. */
     err = punch(file, offset, length);
     if (err == 0)
         err = io_fallocate(&file->io, 0, offset, length);
@@ -277,7 +315,7 @@ static int file_zero(struct node *node, uint64_t offset, uint64_t length, unsign
         err = punch(file, offset, length);
     /* A device that cannot zero by itself has the kernel write zeroes: not fast. */
     if (err == -EOPNOTSUPP && !(file->block_device && (flags & ZERO_FAST)))
-        err = zero_range(file, offset, length);
+        err = zero_range(file, offset, length, flags & ZERO_FAST);
     if (err == 0)
         node->size = max_u64(node->size, end);
     return err;
@@ -329,6 +367,7 @@ static int file_resize(struct node *node, uint64_t size, struct error *error)
                                node_name(node), size);
     node->size = size;
     node->write_generation++;
+    forget_data(file);
     return 0;
 }
 

@@ -424,10 +424,9 @@ static void refuses_states_for_writing(void **state)
     struct qcow2_image image;
 
     build(&image, 3);
-    put_be64(image.data + 72, 1);
+    put_be64(image.data + 72, 1); /* dirty: would be repaired by the other way of opening */
     try_refusal(&image, 0, 0, "");
-    try_refusal(&image, NODE_WRITABLE, -EROFS, "qemu-img check -r all");
-    put_be64(image.data + 72, 2);
+    put_be64(image.data + 72, 3);
     try_refusal(&image, 0, 0, "");
     try_refusal(&image, NODE_WRITABLE, -EROFS, "marked corrupt");
     qcow2_image_fini(&image);

@@ -528,22 +528,55 @@ static void reads_through_to_backing(void **state)
     }
 }
 
+static void plan_one(struct qcow2_image *image)
+{
+    qcow2_image_data(image, 3, 7);
+}
+
+static bool want_reuse;
+
+static int act_resolve(struct node *node)
+{
+    struct block_extent piece;
+    int err = block_resolve(node, 3 * 4096 + 10, 4096, &piece);
+
+    assert_int_equal(err, want_reuse ? -ENOENT : 0);
+    if (err == 0)
+        assert_int_equal(piece.length, 4096 - 10);
+    assert_int_equal(block_resolve(node, 0, 4096, &piece), -ENOENT); /* no storage at all */
+    return 0;
+}
+
+/*
+ * What is sent from the file may be taken by the client long afterwards: storage that zeroing or
+ * discarding can give to other data meanwhile must not be sent so.
+ */
+static void resolves_what_stays(void **state)
+{
+    static const struct {
+        unsigned version, flags;
+        bool reuses;
+    } rows[] = {
+        {3, 0, false}, {3, NODE_WRITABLE, false}, {3, NODE_WRITABLE | NODE_UNMAP, true},
+        {2, 0, false}, {2, NODE_WRITABLE, true},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        want_reuse = rows[i].reuses;
+        play(rows[i].version, rows[i].flags, plan_one, act_resolve);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(maps_and_merges),
-        cmocka_unit_test(does_not_wait_on_the_loop),
-        cmocka_unit_test(reuses_reserved_storage),
-        cmocka_unit_test(frees_only_what_is_durable),
-        cmocka_unit_test(discards_reach_the_file),
-        cmocka_unit_test(keeps_what_snapshots_share),
-        cmocka_unit_test(counts_packed_clusters),
-        cmocka_unit_test(writes_no_metadata_in_place),
-        cmocka_unit_test(version_2_drops_entries),
-        cmocka_unit_test(clears_autoclear_lazily),
-        cmocka_unit_test(rounds_the_size_down),
-        cmocka_unit_test(data_past_the_end_reads_zero),
-        cmocka_unit_test(knows_itself),
+        cmocka_unit_test(resolves_what_stays),          cmocka_unit_test(maps_and_merges),
+        cmocka_unit_test(does_not_wait_on_the_loop),    cmocka_unit_test(reuses_reserved_storage),
+        cmocka_unit_test(frees_only_what_is_durable),   cmocka_unit_test(discards_reach_the_file),
+        cmocka_unit_test(keeps_what_snapshots_share),   cmocka_unit_test(counts_packed_clusters),
+        cmocka_unit_test(writes_no_metadata_in_place),  cmocka_unit_test(version_2_drops_entries),
+        cmocka_unit_test(clears_autoclear_lazily),      cmocka_unit_test(rounds_the_size_down),
+        cmocka_unit_test(data_past_the_end_reads_zero), cmocka_unit_test(knows_itself),
         cmocka_unit_test(reads_through_to_backing),
     };
 

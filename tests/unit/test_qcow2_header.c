@@ -231,9 +231,10 @@ static void dirty_and_corrupt_can_be_read(void **state)
         make_header(data, 3);
         put_be64(data + 72, UINT64_C(1) << bit);
         assert_int_equal(judge(data, sizeof(data), false, &error), 0);
-        assert_int_equal(judge(data, sizeof(data), true, &error), -EROFS);
-        assert_non_null(strstr(error.text, bit ? "corrupt" : "dirty"));
-        assert_non_null(strstr(error.text, "qemu-img check -r all"));
+        /* What is dirty is repaired when it is opened. */
+        assert_int_equal(judge(data, sizeof(data), true, &error), bit ? -EROFS : 0);
+        assert_true(bit == 0 || strstr(error.text, "corrupt"));
+        assert_true(bit == 0 || strstr(error.text, "qemu-img check -r all"));
     }
 }
 

@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * References by metadata that has exactly one: header, L1 tables, snapshot table, bitmaps, refcount
+ * table and refcount blocks.  See qcow2_check.h.
+ */
+#include "base/checked.h"
+#include "blockcore/format/qcow2_check.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#define REFTABLE_RESERVED UINT64_C(0x1ff)
+#define BITMAP_ENTRY_FIXED 24
+#define BITMAP_TABLE_MAX (UINT64_C(1) << 27)
+
+/*
+ * Counts the clusters of something.  1 when it cannot be there: it passes the end of the file, or
+ * something else is there.
+ */
+static int count_fixed(struct qcow2_check *c, uint64_t offset, uint64_t length, const char *what)
+{
+    uint64_t first, count;
+    bool taken;
+    int err = 0;
+
+    if (length == 0)
+        return 0;
+    if (offset >> QCOW2_HOST_BITS || qcow2_check_beyond(c, offset, length)) {
+        qcow2_check_corruption(c, false,
+                               "the %s at offset %" PRIu64 " is beyond the end of the "
+                               "file",
+                               what, offset);
+        return 1;
+    }
+    taken = qcow2_check_is_metadata(c, offset, length);
+    if (taken) {
+        qcow2_check_say(c, "the %s at offset %" PRIu64 " overlaps other metadata", what, offset);
+        qcow2_check_overlap(c, offset, length);
+        return 1;
+    }
+    first = qcow2_check_span(c, offset, length, &count);
+    for (uint64_t i = 0; i < count && err == 0; i++)
+        err = qcow2_counts_add(&c->counts, first + i, 1, COUNT_FIXED);
+    return err;
+}
+
+/* As count_fixed; what cannot be there has references that are not known. */
+static int count_table(struct qcow2_check *c, uint64_t offset, uint64_t length, const char *what)
+{
+    int err = count_fixed(c, offset, length, what);
+
+    if (err > 0)
+        c->incomplete = true;
+    return err;
+}
+
+/* Reads a small structure. False: reported. */
+static bool read_bytes(struct qcow2_check *c, void *data, size_t length, uint64_t offset,
+                       const char *what)
+{
+    if (range_within(offset, length, c->file_size) &&
+        block_read(c->file, data, length, offset) == 0)
+        return true;
+    qcow2_check_unknown(c, "the %s at offset %" PRIu64 " cannot be read", what, offset);
+    return false;
+}
+
+/* Adds the L1 table of a snapshot, whose entry begins with `entry`. */
+static int count_snapshot(struct qcow2_check *c, const uint8_t *entry, uint32_t index,
+                          struct check_l1 *ret)
+{
+    struct check_l1 l1 = {.offset = get_be64(entry), .entries = get_be32(entry + 8)};
+    int err;
+
+    if (l1.entries > QCOW2_L1_BYTES_MAX / 8 || l1.offset >> QCOW2_HOST_BITS ||
+        !is_aligned(l1.offset, c->cluster_size)) {
+        qcow2_check_corruption(c, false,
+                               "snapshot %" PRIu32 " has an L1 table of %" PRIu64
+                               " entries at offset %" PRIu64 ", which cannot be",
+                               index, l1.entries, l1.offset);
+        c->incomplete = true;
+        return 0;
+    }
+    /* Without it the size of the disk is not known. */
+    if (c->header->version >= 3 && get_be32(entry + 36) < 16)
+        qcow2_check_corruption(c, false, "the table entry of snapshot %" PRIu32 " is incomplete",
+                               index);
+    err = count_table(c, l1.offset, l1.entries * 8, "L1 table of a snapshot");
+    if (err == 0)
+        *ret = l1;
+    return err < 0 ? err : 0;
+}
+
+static int count_snapshots(struct qcow2_check *c, struct check_l1 *l1s, size_t *count)
+{
+    uint64_t start = c->header->snapshots_offset, offset = start;
+    uint8_t entry[QCOW2_SNAPSHOT_FIXED];
+    int err = 0;
+
+    for (uint32_t i = 0; i < c->header->snapshots && err == 0; i++) {
+        uint32_t extra;
+
+        if (!read_bytes(c, entry, sizeof(entry), offset, "snapshot table"))
+            break;
+        extra = get_be32(entry + 36);
+        if (extra > 1024 || offset - start > QCOW2_SNAPSHOT_TABLE_MAX) {
+            qcow2_check_corruption(
+                c, false, "the table entry of snapshot %" PRIu32 " cannot be understood", i);
+            c->incomplete = true;
+            break;
+        }
+        offset +=
+            align_up(QCOW2_SNAPSHOT_FIXED + extra + get_be16(entry + 12) + get_be16(entry + 14), 8);
+        err = count_snapshot(c, entry, i, &l1s[*count]);
+        *count += l1s[*count].entries > 0;
+    }
+    if (err == 0)
+        err = count_table(c, start, offset - start, "snapshot table");
+    return err < 0 ? err : 0;
+}
+
+/* An entry of a bitmap's table. One that is broken is made to say that all is dirty. */
+static int count_bitmap_cluster(struct qcow2_check *c, const struct check_l1 *table, uint64_t index,
+                                uint64_t *value)
+{
+    uint64_t offset = *value & QCOW2_OFFSET_MASK;
+
+    if (*value == 1)
+        return 0;
+    if (!(*value & ~QCOW2_OFFSET_MASK) && is_aligned(offset, c->cluster_size) &&
+        !qcow2_check_beyond(c, offset, c->cluster_size) &&
+        !qcow2_check_is_metadata(c, offset, c->cluster_size))
+        return qcow2_counts_add(&c->counts, offset >> c->cluster_bits, 1, COUNT_FIXED);
+    qcow2_check_corruption(c, qcow2_check_fixes(c),
+                           "entry %" PRIu64 " of the bitmap table at "
+                           "offset %" PRIu64 " is 0x%016" PRIx64,
+                           index, table->offset, *value);
+    if (qcow2_check_fixes(c))
+        *value = 1;
+    return 0;
+}
+
+static int count_bitmap(struct qcow2_check *c, const uint8_t *entry)
+{
+    struct check_l1 table = {.offset = get_be64(entry), .entries = get_be32(entry + 8)};
+    int err;
+
+    if (!is_aligned(table.offset, c->cluster_size) || table.entries > BITMAP_TABLE_MAX) {
+        qcow2_check_corruption(c, false,
+                               "a bitmap has a table of %" PRIu64 " entries at offset %" PRIu64
+                               ", which cannot be",
+                               table.entries, table.offset);
+        c->incomplete = true;
+        return 0;
+    }
+    err = count_table(c, table.offset, table.entries * 8, "table of a bitmap");
+    if (err == 0)
+        err = qcow2_check_walk_l1(c, &table, count_bitmap_cluster);
+    return err < 0 ? err : 0;
+}
+
+static int count_bitmaps(struct qcow2_check *c)
+{
+    uint64_t start = c->header->bitmap_directory_offset, size = c->header->bitmap_directory_size;
+    uint8_t entry[BITMAP_ENTRY_FIXED];
+    int err = count_table(c, start, size, "bitmap directory");
+
+    if (err != 0)
+        return err < 0 ? err : 0;
+    for (uint64_t at = 0; at < size && err == 0;) {
+        if (!range_within(at, sizeof(entry), size)) {
+            qcow2_check_corruption(c, false, "the bitmap directory ends within an entry");
+            c->incomplete = true;
+            break;
+        }
+        if (!read_bytes(c, entry, sizeof(entry), start + at, "bitmap directory"))
+            break;
+        err = count_bitmap(c, entry);
+        at += align_up(sizeof(entry) + (uint64_t)get_be16(entry + 18) + get_be32(entry + 20), 8);
+    }
+    return err;
+}
+
+static int load_reftable(struct qcow2_check *c)
+{
+    size_t bytes = (size_t)c->header->reftable_clusters << c->cluster_bits;
+    int err = count_table(c, c->header->reftable_offset, bytes, "refcount table");
+
+    if (err < 0)
+        return err;
+    c->rebuild |= err > 0;
+    c->reftable_entries = bytes / 8;
+    c->reftable = malloc(bytes);
+    c->block_states = calloc(c->reftable_entries, 1);
+    if (!c->reftable || !c->block_states)
+        return -ENOMEM;
+    if (block_read(c->file, c->reftable, bytes, c->header->reftable_offset) < 0) {
+        qcow2_check_unknown(c, "the refcount table cannot be read");
+        c->reftable_entries = 0;
+    }
+    for (uint64_t i = 0; i < c->reftable_entries; i++)
+        c->reftable[i] = be64toh(c->reftable[i]);
+    return 0;
+}
+
+int qcow2_check_metadata(struct qcow2_check *c, struct check_l1 **ret, size_t *ret_count)
+{
+    struct qcow2_header *h = c->header;
+    struct check_l1 *l1s = calloc((size_t)h->snapshots + 2, sizeof(*l1s));
+    int err;
+
+    *ret = l1s;
+    if (!l1s)
+        return -ENOMEM;
+    l1s[0] = (struct check_l1){h->l1_offset, h->l1_size, true};
+    *ret_count = 1;
+    err = count_table(c, 0, c->cluster_size, "header");
+    if (err >= 0)
+        err = count_table(c, h->l1_offset, (uint64_t)h->l1_size * 8, "L1 table");
+    if (err > 0)
+        l1s[0].entries = 0;
+    if (err >= 0)
+        err = load_reftable(c);
+    if (err >= 0 && h->snapshots > 0)
+        err = count_snapshots(c, l1s, ret_count);
+    if (err >= 0 && h->has_bitmaps)
+        err = count_bitmaps(c);
+    return err;
+}
+
+static enum check_block judge_block(struct qcow2_check *c, uint64_t index)
+{
+    uint64_t value = c->reftable[index];
+
+    if (value == 0)
+        return CHECK_BLOCK_ABSENT;
+    if ((value & REFTABLE_RESERVED) || value >> QCOW2_HOST_BITS ||
+        !is_aligned(value, c->cluster_size)) {
+        qcow2_check_for_rebuild(c, "entry %" PRIu64 " of the refcount table is 0x%016" PRIx64,
+                                index, value);
+        return CHECK_BLOCK_UNKNOWN;
+    }
+    if (value >= c->file_size) {
+        qcow2_check_for_rebuild(
+            c, "refcount block %" PRIu64 " at offset %" PRIu64 " is beyond the end of the file",
+            index, value);
+        return CHECK_BLOCK_ABSENT;
+    }
+    if (qcow2_check_is_metadata(c, value, c->cluster_size)) {
+        qcow2_check_for_rebuild(
+            c, "refcount block %" PRIu64 " at offset %" PRIu64 " overlaps other metadata", index,
+            value);
+        return CHECK_BLOCK_UNKNOWN;
+    }
+    return CHECK_BLOCK_GOOD;
+}
+
+int qcow2_check_refblocks(struct qcow2_check *c)
+{
+    int err = 0;
+
+    for (uint64_t i = 0; i < c->reftable_entries && err == 0; i++) {
+        c->block_states[i] = judge_block(c, i);
+        if (c->block_states[i] == CHECK_BLOCK_GOOD)
+            err = qcow2_counts_add(&c->counts, c->reftable[i] >> c->cluster_bits, 1, COUNT_FIXED);
+    }
+    return err;
+}

@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The offline verbs of the block core on the command line, for tests, until the image tool has
+ * them.
+ *
+ *     qcow2_tool create FILE OPTIONS         "size=10M,cluster_size=4k"
+ *     qcow2_tool measure OPTIONS
+ *     qcow2_tool check FILE                  findings on stderr, numbers as JSON on stdout
+ *     qcow2_tool repair FILE leaks|all
+ *     qcow2_tool map FILE                    one line of JSON an extent
+ *     qcow2_tool write FILE OFFSET LENGTH BYTE
+ *
+ * Exit status: 0; 1 on errors; check and repair: 2 when corruptions are left, 3 when only leaks
+ * are.
+ */
+#include "base/options.h"
+#include "base/reactor.h"
+#include "blockcore/block.h"
+#include "blockcore/check.h"
+#include "blockcore/create.h"
+#include "blockcore/drivers.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct block_context context = {.drivers = block_drivers};
+
+struct command {
+    const char *name;
+    int arguments;
+    int (*run)(char **arguments, struct error *error);
+};
+
+struct run {
+    const struct command *command;
+    char **arguments;
+};
+
+static int open_image(const char *filename, unsigned flags, bool with_backing, struct node **ret,
+                      struct error *error)
+{
+    json_t *options = with_backing ? NULL : json_pack("{s:n}", "backing");
+    int err = node_open_image(&context, filename, "qcow2", options, flags, ret, NULL, error);
+
+    json_decref(options);
+    return err;
+}
+
+static int run_create(char **arguments, struct error *error)
+{
+    json_t *options;
+    int err = options_parse(arguments[1], NULL, &options, error);
+
+    if (err < 0)
+        return err;
+    err = block_create(&context, "qcow2", arguments[0], options, error);
+    json_decref(options);
+    return err;
+}
+
+static int run_measure(char **arguments, struct error *error)
+{
+    struct block_measure measure;
+    json_t *options;
+    int err = options_parse(arguments[0], NULL, &options, error);
+
+    if (err < 0)
+        return err;
+    err = block_measure(&context, "qcow2", options, &measure, error);
+    if (err == 0)
+        printf("{\"required\": %" PRIu64 ", \"fully-allocated\": %" PRIu64 "}\n", measure.required,
+               measure.fully_allocated);
+    json_decref(options);
+    return err;
+}
+
+/* The first so many findings: a hostile image has millions. */
+#define FINDINGS_MAX 200
+
+static void report(void *arg, const char *text)
+{
+    unsigned *count = arg;
+
+    if ((*count)++ < FINDINGS_MAX)
+        fprintf(stderr, "%s\n", text);
+}
+
+static void print_result(const struct block_check_result *r)
+{
+    const struct {
+        const char *name;
+        uint64_t value;
+    } rows[] = {
+        {"corruptions", r->corruptions},
+        {"corruptions-fixed", r->corruptions_fixed},
+        {"leaks", r->leaks},
+        {"leaks-fixed", r->leaks_fixed},
+        {"check-errors", r->check_errors},
+        {"total-clusters", r->total_clusters},
+        {"allocated-clusters", r->allocated_clusters},
+        {"fragmented-clusters", r->fragmented_clusters},
+        {"compressed-clusters", r->compressed_clusters},
+        {"image-end-offset", r->image_end_offset},
+    };
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+        printf("%s\"%s\": %" PRIu64, i ? ", " : "{", rows[i].name, rows[i].value);
+    printf("}\n");
+}
+
+static int check(const char *filename, unsigned fix, struct error *error)
+{
+    unsigned findings = 0;
+    struct block_check check = {.fix = fix, .report = report, .report_arg = &findings};
+    struct node *node;
+    int err = open_image(filename, fix ? NODE_REPAIR : 0, false, &node, error);
+
+    if (err < 0)
+        return err;
+    err = block_check(node, &check, error);
+    node_unref(node);
+    if (err < 0)
+        return err;
+    print_result(&check.result);
+    if (check.result.check_errors > 0)
+        return error_set(error, EIO, "some of the image could not be examined");
+    return check.result.corruptions > 0 ? 2 : check.result.leaks > 0 ? 3 : 0;
+}
+
+static int run_check(char **arguments, struct error *error)
+{
+    return check(arguments[0], 0, error);
+}
+
+static int run_repair(char **arguments, struct error *error)
+{
+    bool all = strcmp(arguments[1], "all") == 0;
+
+    return check(arguments[0], CHECK_FIX_LEAKS | (all ? CHECK_FIX_ERRORS : 0), error);
+}
+
+static int run_map(char **arguments, struct error *error)
+{
+    struct node *node;
+    uint64_t offset = 0;
+    int err = open_image(arguments[0], 0, true, &node, error);
+
+    if (err < 0)
+        return err;
+    while (offset < node->size && err == 0) {
+        struct block_status status;
+
+        err = block_get_status(node, offset, node->size - offset, &status);
+        if (err < 0) {
+            error_set_errno(error, -err, "cannot map offset %" PRIu64, offset);
+            break;
+        }
+        printf("{\"start\": %" PRIu64 ", \"length\": %" PRIu64
+               ", \"depth\": %u, \"data\": %s, \"zero\": %s}\n",
+               offset, status.length, status.depth, status.flags & STATUS_DATA ? "true" : "false",
+               status.flags & STATUS_ZERO ? "true" : "false");
+        offset += status.length;
+    }
+    node_unref(node);
+    return err;
+}
+
+static int run_write(char **arguments, struct error *error)
+{
+    uint64_t offset = strtoull(arguments[1], NULL, 0), length = strtoull(arguments[2], NULL, 0);
+    uint8_t *data = malloc(length + 1);
+    struct node *node;
+    int err = data ? open_image(arguments[0], NODE_WRITABLE, true, &node, error) : -ENOMEM;
+
+    if (err == 0) {
+        memset(data, (int)strtoul(arguments[3], NULL, 0), length);
+        err = block_write(node, data, length, offset, BLOCK_FUA);
+        if (err < 0)
+            error_set_errno(error, -err, "cannot write");
+        node_unref(node);
+    }
+    free(data);
+    return err;
+}
+
+static const struct command commands[] = {
+    {"create", 2, run_create}, {"measure", 1, run_measure}, {"check", 1, run_check},
+    {"repair", 2, run_repair}, {"map", 1, run_map},         {"write", 4, run_write},
+};
+
+static int run_command(void *arg)
+{
+    const struct run *run = arg;
+    struct error error = {.text = ""};
+    int status = run->command->run(run->arguments, &error);
+
+    if (status < 0)
+        fprintf(stderr, "qcow2_tool: %s\n", error.text[0] ? error.text : strerror(-status));
+    return status < 0 ? 1 : status;
+}
+
+int main(int argc, char **argv)
+{
+    struct run run = {.arguments = argv + 2};
+    struct error error;
+    int status;
+
+    for (size_t i = 0; argc > 1 && i < sizeof(commands) / sizeof(commands[0]); i++) {
+        if (strcmp(argv[1], commands[i].name) == 0 && argc == 2 + commands[i].arguments)
+            run.command = &commands[i];
+    }
+    if (!run.command) {
+        fprintf(stderr, "usage: qcow2_tool create|measure|check|repair|map|write ...\n");
+        return 1;
+    }
+    if (reactor_init(&error) < 0) {
+        fprintf(stderr, "qcow2_tool: %s\n", error.text);
+        return 1;
+    }
+    status = reactor_run_coroutine(run_command, &run);
+    reactor_fini();
+    return status;
+}
