@@ -15,9 +15,11 @@
  */
 #include "nbd/connection.h"
 
-#include "base/log.h"
 #include "base/size.h"
+#include "base/sys.h"
 #include "base/trace.h"
+#include "nbd/origin.h"
+#include "nbd/reply.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -32,6 +34,9 @@ void nbd_connection_owner_init(struct nbd_connection_owner *owner,
     *owner = (struct nbd_connection_owner){.exports = exports};
     nbd_memory_init(&owner->memory);
     list_init(&owner->free_jobs);
+    log_limit_init(&owner->log_entered, LOG_LEVEL_INFO, "clients that connected");
+    log_limit_init(&owner->log_left, LOG_LEVEL_INFO, "clients that left");
+    log_limit_init(&owner->log_refused, LOG_LEVEL_INFO, "clients closed in the handshake");
 }
 
 static void set_reason(struct nbd_connection *c, const char *format, va_list args)
@@ -78,7 +83,11 @@ void nbd_connection_flush(struct nbd_connection *c)
 
     if (c->dead || c->out.count == 0)
         return;
-    r = nbd_sendq_send(&c->out, c->stream);
+    do {
+        r = nbd_sendq_send(&c->out, c->stream);
+    } while ((r == -ENODATA || r == -EIO) && nbd_reply_file_failed(c, r));
+    if (c->out.sent != sent)
+        nbd_connection_active(c);
     if (r == -ENODATA)
         nbd_connection_cut(c, "export '%s' has become shorter than it was",
                            c->nbd_export ? c->nbd_export->name : "");
@@ -101,6 +110,42 @@ bool nbd_connection_output_full(const struct nbd_connection *c)
 {
     return c->out.blocked &&
            (c->out.queued >= NBD_OUTPUT_MAX || c->out.count >= NBD_OUTPUT_SEGMENTS_MAX);
+}
+
+/* ---- Idle clients ---- */
+
+void nbd_connection_active(struct nbd_connection *c)
+{
+    if (c->owner->idle_limit_ns > 0)
+        c->active_ns = sys->monotonic_ns();
+}
+
+/* Whether the server owes the client nothing. A payload on its way is owed by the client. */
+static bool owes_nothing(const struct nbd_connection *c)
+{
+    return c->running == (c->receiving ? 1 : 0) && c->out.count == 0 && !c->paused;
+}
+
+static void on_idle(struct reactor_timer *timer)
+{
+    struct nbd_connection *c = container_of(timer, struct nbd_connection, idle);
+    int64_t limit = c->owner->idle_limit_ns;
+    int64_t left = c->active_ns + limit - sys->monotonic_ns();
+
+    if (!owes_nothing(c))
+        left = limit;
+    if (left > 0)
+        reactor_timer_start(&c->idle, left, on_idle);
+    else
+        nbd_connection_end_input(c, "the client was idle for %d s", (int)(limit / 1000000000));
+}
+
+/* Not started anew with each request: when it runs out it looks when the last one came. */
+static void start_idle(struct nbd_connection *c)
+{
+    nbd_connection_active(c);
+    if (c->owner->idle_limit_ns > 0)
+        reactor_timer_start(&c->idle, c->owner->idle_limit_ns, on_idle);
 }
 
 /* ---- Handshake ---- */
@@ -147,14 +192,17 @@ static void queue_handshake_output(struct nbd_connection *c)
 static void enter_transmission(struct nbd_connection *c)
 {
     struct nbd_export *chosen = c->handshake->chosen;
+    const struct nbd_session session = c->handshake->session;
 
     nbd_handshake_fini(c->handshake);
     free(c->handshake);
     c->handshake = NULL;
     c->nbd_export = chosen;
+    c->session = session;
     reactor_timer_stop(&c->deadline);
-    log_info("client %s: connected to export '%s'%s", c->peer, chosen->name,
-             chosen->read_only ? " (read-only)" : "");
+    start_idle(c);
+    log_limited(&c->owner->log_entered, "client %s: connected to export '%s'%s", c->peer,
+                chosen->name, chosen->read_only ? " (read-only)" : "");
     c->owner->entered(c->owner, c);
 }
 
@@ -171,6 +219,27 @@ static void after_handshake_step(struct nbd_connection *c)
         enter_transmission(c);
 }
 
+static const char origin_full[] = "there are as many clients from your address as are allowed";
+
+static bool origin_is_full(const struct nbd_connection *c)
+{
+    unsigned max = c->owner->connections_of_one;
+
+    return max > 0 && c->origin->clients >= max;
+}
+
+static size_t handshake_step(struct nbd_connection *c, const uint8_t *data, size_t length)
+{
+    struct nbd_handshake *hs = c->handshake;
+    size_t used;
+
+    hs->shutting_down = c->stopping;
+    hs->refusal = origin_is_full(c) ? origin_full : NULL;
+    used = nbd_handshake_input(hs, data, length);
+    after_handshake_step(c);
+    return used;
+}
+
 size_t nbd_connection_negotiate(struct nbd_connection *c, const uint8_t *data, size_t length)
 {
     size_t used;
@@ -181,9 +250,13 @@ size_t nbd_connection_negotiate(struct nbd_connection *c, const uint8_t *data, s
     c->paused = c->frozen || nbd_connection_output_full(c);
     if (c->paused)
         return 0;
-    c->handshake->shutting_down = c->stopping;
-    used = nbd_handshake_input(c->handshake, data, length);
-    after_handshake_step(c);
+    used = handshake_step(c, data, length);
+    /* What is left of a long list is not asked for again by a message. */
+    while (c->handshake && c->handshake->listing && !c->input_closed && !c->paused) {
+        c->paused = nbd_connection_output_full(c);
+        if (!c->paused)
+            handshake_step(c, NULL, 0);
+    }
     return used;
 }
 
@@ -229,12 +302,15 @@ static void log_end(const struct nbd_connection *c)
 
     TRACE(nbd_close, "client %s: %s", c->peer, reason);
     if (c->nbd_export)
-        log_info("client %s: left export '%s' after %" PRIu64 " requests, %s read, %s written: %s",
-                 c->peer, c->nbd_export->name, c->operations,
-                 size_format(out, sizeof(out), c->bytes_read),
-                 size_format(in, sizeof(in), c->bytes_written), reason);
+        log_limited(&c->owner->log_left,
+                    "client %s: left export '%s' after %" PRIu64
+                    " requests, %s read, %s written: %s",
+                    c->peer, c->nbd_export->name, c->operations,
+                    size_format(out, sizeof(out), c->bytes_read),
+                    size_format(in, sizeof(in), c->bytes_written), reason);
     else if (c->reason[0])
-        log_info("client %s: closed in the handshake: %s", c->peer, reason);
+        log_limited(&c->owner->log_refused, "client %s: closed in the handshake: %s", c->peer,
+                    reason);
     else
         log_debug("client %s: left in the handshake", c->peer);
 }
@@ -243,6 +319,7 @@ static void finish(struct nbd_connection *c)
 {
     reactor_timer_stop(&c->deadline);
     reactor_timer_stop(&c->stall);
+    reactor_timer_stop(&c->idle);
     close_stream(c);
     nbd_share_fini(&c->share);
     reactor_defer_cancel(&c->turn);
@@ -328,18 +405,23 @@ static bool begin(struct nbd_connection *c, struct stream *stream)
     c->watched = REACTOR_READ;
     nbd_handshake_init(c->handshake, c->owner->exports, c->owner->oldstyle);
     start_deadline(c);
+    if (c->owner->oldstyle && origin_is_full(c))
+        nbd_connection_end_input(c, "%s", origin_full);
     after_handshake_step(c);
+    reactor_defer(&c->turn); /* the greeting may have been sent in part */
     return true;
 }
 
 struct nbd_connection *nbd_connection_new(struct nbd_connection_owner *owner, struct stream *stream,
-                                          const char *peer)
+                                          const char *peer, struct nbd_origin *origin)
 {
     struct nbd_connection *c = calloc(1, sizeof(*c));
 
     if (!c)
         return NULL;
     c->owner = owner;
+    c->origin = origin;
+    c->since_ns = sys->monotonic_ns();
     c->turn.run = on_turn;
     c->destroy.run = destroy;
     nbd_share_init(&c->share, &owner->memory, &c->turn);

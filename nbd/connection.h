@@ -4,17 +4,18 @@
  *
  *   connection.c  life: handshake, sending, time limits, the end
  *   receive.c     bytes from the stream to whole messages
- *   transfer.c    requests from the wire to their start, and replies
- *   job.c         requests that wait, each in a coroutine
+ *   transfer.c    requests from the wire to their start
+ *   reply.c       replies, see reply.h
+ *   job.c         requests that wait, each in a coroutine, see job.h
  */
 #ifndef EVNBD_NBD_CONNECTION_H
 #define EVNBD_NBD_CONNECTION_H
 
+#include "base/log_limit.h"
 #include "base/reactor.h"
 #include "base/stream.h"
 #include "nbd/handshake.h"
 #include "nbd/memory.h"
-#include "nbd/request.h"
 #include "nbd/sendq.h"
 #include "nbd/server.h"
 
@@ -32,16 +33,23 @@
 #define NBD_TURN_BYTES (4 << 20)
 /* A READ of what is in memory is copied at most so much at a time. */
 #define NBD_READ_AT_ONCE (4 << 20)
+/* A CACHE reads at most so much, from its start on. */
+#define NBD_CACHE_AT_ONCE (UINT64_C(64) << 20)
 /* A connection whose output does not move for so long is cut. */
 #define NBD_STALL_NS INT64_C(60000000000)
 
 struct nbd_connection;
+struct nbd_job;
+struct nbd_origin;
 
 /* What connections need of their server. */
 struct nbd_connection_owner {
     const struct nbd_exports *exports;
     bool oldstyle;
-    int64_t handshake_limit_ns; /* 0: none */
+    int64_t handshake_limit_ns;  /* 0: none */
+    int64_t idle_limit_ns;       /* 0: none */
+    unsigned connections_of_one; /* clients of one origin; 0: no limit */
+    struct log_limit log_entered, log_left, log_refused;
     struct nbd_memory memory;
     struct list free_jobs;
     unsigned free_job_count;
@@ -56,7 +64,7 @@ struct nbd_connection_owner {
 struct nbd_kept {
     uint8_t *data; /* allocated, or the owner's `small` */
     size_t offset, length;
-    uint8_t small[NBD_REQUEST_BYTES];
+    uint8_t small[NBD_EXTENDED_REQUEST_BYTES];
 };
 
 struct nbd_connection {
@@ -69,9 +77,14 @@ struct nbd_connection {
     struct reactor_deferred destroy;
     struct reactor_timer deadline; /* of the handshake */
     struct reactor_timer stall;
-    char *peer;                      /* for logs */
+    struct reactor_timer idle;
+    int64_t active_ns;         /* with an idle limit: when something was last received or sent */
+    int64_t since_ns;          /* when it connected */
+    struct nbd_origin *origin; /* the owner's, who counts there */
+    char *peer;                /* for logs */
     struct nbd_handshake *handshake; /* NULL: in transmission */
     struct nbd_export *nbd_export;   /* in transmission */
+    struct nbd_session session;      /* in transmission */
     struct nbd_share share;
     struct nbd_sendq out;
 
@@ -101,7 +114,7 @@ void nbd_connection_owner_fini(struct nbd_connection_owner *owner);
 
 /* Takes over the stream (on success) and starts; the owner links it. NULL: out of memory. */
 struct nbd_connection *nbd_connection_new(struct nbd_connection_owner *owner, struct stream *stream,
-                                          const char *peer);
+                                          const char *peer, struct nbd_origin *origin);
 /* Goes on after may_enter() has changed to true. */
 void nbd_connection_resume(struct nbd_connection *c);
 /* Finishes what is in flight, refuses the rest, then closes. */
@@ -122,6 +135,9 @@ void nbd_connection_queued(struct nbd_connection *c);
 /* Whether so much waits for a peer that does not read that no more requests are taken. */
 bool nbd_connection_output_full(const struct nbd_connection *c);
 
+/* Something came or went: the client is not idle. */
+void nbd_connection_active(struct nbd_connection *c);
+
 /* receive.c: receives and handles what came, within this turn's shares. */
 void nbd_connection_receive(struct nbd_connection *c);
 /* Forgets what was received and not handled. */
@@ -132,32 +148,5 @@ size_t nbd_connection_negotiate(struct nbd_connection *c, const uint8_t *data, s
 
 /* transfer.c: takes whole requests (and the payload that is there). Returns the bytes used. */
 size_t nbd_transfer_input(struct nbd_connection *c, const uint8_t *data, size_t length);
-/* Queues a reply without data. */
-void nbd_transfer_reply(struct nbd_connection *c, const struct nbd_request *request,
-                        uint32_t error);
-/* Queues a successful reply to a READ; takes the buffer over, which came from buffer_get(length).
- */
-void nbd_transfer_reply_data(struct nbd_connection *c, const struct nbd_request *request,
-                             uint8_t *buffer);
-/* Queues a READ's reply straight from the file, where that is possible and does not wait. */
-bool nbd_transfer_send_file(struct nbd_connection *c, const struct nbd_request *request);
-
-/* job.c: a request that runs in a coroutine. */
-struct nbd_job {
-    struct list link; /* among the owner's free ones */
-    struct nbd_connection *connection;
-    struct nbd_request request;
-    uint8_t *buffer; /* of request.length bytes, or NULL */
-    size_t received; /* of a WRITE's payload */
-};
-
-/* A job, with a buffer if `with_buffer`; NULL: out of memory. */
-struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *request,
-                            bool with_buffer);
-void nbd_job_free(struct nbd_job *job);
-/* The buffer, which the caller takes over; the job is no longer charged with it. */
-uint8_t *nbd_job_take_buffer(struct nbd_job *job);
-/* Runs it; it answers and frees itself. */
-void nbd_job_start(struct nbd_job *job);
 
 #endif

@@ -8,9 +8,12 @@
 #include "nbd/export.h"
 
 #include "base/checked.h"
+#include "base/error.h"
+#include "blockcore/bitmap.h"
 #include "blockcore/node.h"
 #include "nbd/wire.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -81,6 +84,27 @@ void nbd_export_free(struct nbd_export *nbd_export)
     free(nbd_export->name);
     free(nbd_export->description);
     free(nbd_export);
+}
+
+int nbd_export_add_bitmap(struct nbd_export *nbd_export, const char *name, struct error *error)
+{
+    struct block_bitmap *bitmap;
+    char shown[80];
+    int r = block_bitmap_find(nbd_export->node, name, &bitmap, error);
+
+    if (r < 0)
+        return r;
+    for (unsigned i = 0; i < nbd_export->bitmap_count; i++) {
+        if (nbd_export->bitmaps[i] == bitmap)
+            return error_set(error, EEXIST, "Bitmap '%s' was given more than once",
+                             error_escape(shown, sizeof(shown), name, strlen(name)));
+    }
+    if (nbd_export->bitmap_count == NBD_EXPORT_BITMAPS_MAX)
+        return error_set(error, ENOSPC, "Bitmap '%s' is one too many: an export can have up to %d",
+                         error_escape(shown, sizeof(shown), name, strlen(name)),
+                         NBD_EXPORT_BITMAPS_MAX);
+    nbd_export->bitmaps[nbd_export->bitmap_count++] = bitmap;
+    return 0;
 }
 
 struct nbd_export *nbd_exports_find(const struct nbd_exports *exports, const void *name,

@@ -8,6 +8,11 @@
 #include <stdint.h>
 
 struct node;
+struct block_bitmap;
+struct error;
+
+/* Two other contexts and so many bitmaps have numbers below NBD_CONTEXTS_MAX. */
+#define NBD_EXPORT_BITMAPS_MAX 62
 
 struct nbd_export {
     struct list link;
@@ -24,6 +29,11 @@ struct nbd_export {
     bool protect_header;      /* guessed raw: block 0 must not start to look like a format */
     const struct driver *const *probe_drivers; /* for protect_header */
     struct co_mutex header_mutex; /* protect_header: one write to the probed bytes at a time */
+    unsigned clients_max;         /* at a time; further ones are refused; 0: no limit */
+    unsigned clients;             /* in transmission, counted by the server */
+    bool allocation_depth;        /* offers the context qemu:allocation-depth */
+    unsigned bitmap_count;
+    struct block_bitmap *bitmaps[NBD_EXPORT_BITMAPS_MAX]; /* the node's, offered as contexts */
 };
 
 struct nbd_exports {
@@ -38,6 +48,11 @@ struct nbd_export *nbd_export_new(const char *name, const char *description, str
                                   bool read_only, bool multi_conn);
 /* In a coroutine (it may close the node). */
 void nbd_export_free(struct nbd_export *nbd_export);
+/*
+ * Offers the node's bitmap of that name as a context. Returns 0, or negative errno with a sentence
+ * (-EEXIST: it is offered already, -ENOSPC: too many). Before clients are served.
+ */
+int nbd_export_add_bitmap(struct nbd_export *nbd_export, const char *name, struct error *error);
 /* `name` is `length` bytes, not NUL-terminated. NULL: unknown. */
 struct nbd_export *nbd_exports_find(const struct nbd_exports *exports, const void *name,
                                     size_t length);

@@ -15,6 +15,7 @@
 
 #include "base/bytes.h"
 #include "base/trace.h"
+#include "nbd/option.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -24,13 +25,6 @@
 
 #define OUTPUT_PAUSE (64 * 1024)
 #define RESERVED_ZEROES 124
-/* A client's name in a message: enough to recognize it, far below the 4096 bytes of a string. */
-#define ECHO_MAX 80
-
-struct option {
-    uint32_t number, length;
-    struct byte_reader data;
-};
 
 static uint8_t *output_extend(struct nbd_output *output, size_t length)
 {
@@ -74,9 +68,8 @@ __attribute__((format(printf, 2, 3))) static void close_session(struct nbd_hands
     va_end(args);
 }
 
-/* Appends a reply of `length` bytes of data, which the caller fills; NULL: out of memory. */
-static struct byte_writer reply(struct nbd_handshake *hs, uint32_t option, uint32_t type,
-                                size_t length)
+struct byte_writer nbd_option_reply(struct nbd_handshake *hs, uint32_t option, uint32_t type,
+                                    size_t length)
 {
     uint8_t *at = output_extend(&hs->output, NBD_OPTION_REPLY_HEADER_BYTES + length);
 
@@ -91,14 +84,13 @@ static struct byte_writer reply(struct nbd_handshake *hs, uint32_t option, uint3
     return byte_writer_of(at + NBD_OPTION_REPLY_HEADER_BYTES, length);
 }
 
-static void reply_ack(struct nbd_handshake *hs, uint32_t option)
+void nbd_option_ack(struct nbd_handshake *hs, uint32_t option)
 {
-    reply(hs, option, NBD_REP_ACK, 0);
+    nbd_option_reply(hs, option, NBD_REP_ACK, 0);
 }
 
-/* An error reply with its sentence for the user at the other end. */
-__attribute__((format(printf, 4, 5))) static void
-reply_error(struct nbd_handshake *hs, uint32_t option, uint32_t type, const char *format, ...)
+void nbd_option_error(struct nbd_handshake *hs, uint32_t option, uint32_t type, const char *format,
+                      ...)
 {
     char text[512];
     struct byte_writer w;
@@ -107,7 +99,7 @@ reply_error(struct nbd_handshake *hs, uint32_t option, uint32_t type, const char
     va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
-    w = reply(hs, option, type, strlen(text));
+    w = nbd_option_reply(hs, option, type, strlen(text));
     byte_writer_put(&w, text, strlen(text));
 }
 
@@ -145,18 +137,40 @@ static void close_if_no_memory(struct nbd_handshake *hs)
         close_session(hs, "out of memory while answering the handshake");
 }
 
+/* Whether this client may enter the export now; if not, `why` says why. */
+static bool may_enter(const struct nbd_handshake *hs, const struct nbd_export *e, char *why,
+                      size_t why_size)
+{
+    if (hs->refusal)
+        snprintf(why, why_size, "%s", hs->refusal);
+    else if (e->clients_max > 0 && e->clients >= e->clients_max)
+        snprintf(why, why_size, "export '%.80s' has %u clients already, and no more are allowed",
+                 e->name, e->clients);
+    else
+        return true;
+    return false;
+}
+
+static void begin_oldstyle(struct nbd_handshake *hs)
+{
+    char why[256];
+
+    hs->chosen = nbd_exports_find(hs->exports, "", 0);
+    if (!hs->chosen)
+        close_session(hs, "there is no default export, which the oldstyle handshake needs");
+    else if (!may_enter(hs, hs->chosen, why, sizeof(why)))
+        close_session(hs, "%s", why);
+    else
+        put_oldstyle(hs);
+}
+
 void nbd_handshake_init(struct nbd_handshake *hs, const struct nbd_exports *exports, bool oldstyle)
 {
     *hs = (struct nbd_handshake){.exports = exports, .oldstyle = oldstyle};
-    if (!oldstyle) {
+    if (oldstyle)
+        begin_oldstyle(hs);
+    else
         put_greeting(hs);
-    } else {
-        hs->chosen = nbd_exports_find(exports, "", 0);
-        if (hs->chosen)
-            put_oldstyle(hs);
-        else
-            close_session(hs, "there is no default export, which the oldstyle handshake needs");
-    }
     close_if_no_memory(hs);
 }
 
@@ -182,7 +196,7 @@ static void take_client_flags(struct nbd_handshake *hs, uint32_t flags)
 static struct nbd_export *find_export(struct nbd_handshake *hs, const uint8_t *name, size_t length,
                                       uint32_t *ret_type, char *why, size_t why_size)
 {
-    char echo[ECHO_MAX];
+    char echo[NBD_ECHO_MAX];
     struct nbd_export *found;
 
     *ret_type = NBD_REP_ERR_INVALID;
@@ -206,16 +220,33 @@ static struct nbd_export *find_export(struct nbd_handshake *hs, const uint8_t *n
     return found;
 }
 
+struct nbd_export *nbd_option_export(struct nbd_handshake *hs, uint32_t option, const uint8_t *name,
+                                     size_t length)
+{
+    char why[256];
+    uint32_t type;
+    struct nbd_export *found = find_export(hs, name, length, &type, why, sizeof(why));
+
+    if (!found)
+        nbd_option_error(hs, option, type, "%s", why);
+    return found;
+}
+
 /* The one option without error replies: what cannot be served ends the session. */
-static void handle_export_name(struct nbd_handshake *hs, struct option *option)
+static void handle_export_name(struct nbd_handshake *hs, struct nbd_option_message *option)
 {
     size_t zeroes = hs->no_zeroes ? 0 : RESERVED_ZEROES;
     char why[256];
     uint32_t type;
     uint8_t *at;
 
+    if (hs->session.mode == NBD_MODE_EXTENDED) {
+        close_session(hs, "EXPORT_NAME from a client that negotiated extended headers and must "
+                          "use GO");
+        return;
+    }
     hs->chosen = find_export(hs, option->data.data, option->length, &type, why, sizeof(why));
-    if (!hs->chosen) {
+    if (!hs->chosen || !may_enter(hs, hs->chosen, why, sizeof(why))) {
         close_session(hs, "%s", why);
         return;
     }
@@ -224,40 +255,61 @@ static void handle_export_name(struct nbd_handshake *hs, struct option *option)
     if (!at)
         return;
     put_be64(at, hs->chosen->size);
-    put_be16(at + 8, hs->chosen->flags);
+    put_be16(at + 8, nbd_session_flags(&hs->session, hs->chosen));
     memset(at + 10, 0, zeroes);
 }
 
-static void handle_abort(struct nbd_handshake *hs, struct option *option)
+static void handle_abort(struct nbd_handshake *hs, struct nbd_option_message *option)
 {
-    reply_ack(hs, option->number);
+    nbd_option_ack(hs, option->number);
     close_session(hs, "%s", "");
 }
 
-static void handle_list(struct nbd_handshake *hs, struct option *option)
+static void reply_listed(struct nbd_handshake *hs, const struct nbd_export *e)
 {
-    if (option->length > 0) {
-        reply_error(hs, option->number, NBD_REP_ERR_INVALID,
-                    "LIST takes no data, but came with %" PRIu32 " bytes", option->length);
-        return;
-    }
+    size_t name = strlen(e->name), description = e->description ? strlen(e->description) : 0;
+    struct byte_writer w =
+        nbd_option_reply(hs, NBD_OPT_LIST, NBD_REP_SERVER, 4 + name + description);
+
+    byte_writer_be32(&w, (uint32_t)name);
+    byte_writer_put(&w, e->name, name);
+    byte_writer_put(&w, description ? e->description : "", description);
+}
+
+/* The list may be longer than what the output should hold: it goes out in parts. */
+static void continue_list(struct nbd_handshake *hs)
+{
+    unsigned index = 0;
+
     list_for_each(it, &hs->exports->list)
     {
-        const struct nbd_export *e = list_entry(it, struct nbd_export, link);
-        size_t name = strlen(e->name), description = e->description ? strlen(e->description) : 0;
-        struct byte_writer w = reply(hs, option->number, NBD_REP_SERVER, 4 + name + description);
-
-        byte_writer_be32(&w, (uint32_t)name);
-        byte_writer_put(&w, e->name, name);
-        byte_writer_put(&w, description ? e->description : "", description);
+        if (index++ < hs->listed)
+            continue;
+        if (hs->output.length >= OUTPUT_PAUSE)
+            return;
+        reply_listed(hs, list_entry(it, struct nbd_export, link));
+        hs->listed = index;
     }
-    reply_ack(hs, option->number);
+    hs->listing = false;
+    nbd_option_ack(hs, NBD_OPT_LIST);
+}
+
+static void handle_list(struct nbd_handshake *hs, struct nbd_option_message *option)
+{
+    if (option->length > 0) {
+        nbd_option_error(hs, option->number, NBD_REP_ERR_INVALID,
+                         "LIST takes no data, but came with %" PRIu32 " bytes", option->length);
+        return;
+    }
+    hs->listing = true;
+    hs->listed = 0;
+    continue_list(hs);
 }
 
 static void reply_info_text(struct nbd_handshake *hs, uint32_t option, uint16_t info,
                             const char *text)
 {
-    struct byte_writer w = reply(hs, option, NBD_REP_INFO, 2 + strlen(text));
+    struct byte_writer w = nbd_option_reply(hs, option, NBD_REP_INFO, 2 + strlen(text));
 
     byte_writer_be16(&w, info);
     byte_writer_put(&w, text, strlen(text));
@@ -267,17 +319,17 @@ static void reply_info_text(struct nbd_handshake *hs, uint32_t option, uint16_t 
 static void reply_infos(struct nbd_handshake *hs, uint32_t option, const struct nbd_export *e,
                         unsigned wanted)
 {
-    struct byte_writer w = reply(hs, option, NBD_REP_INFO, 12);
+    struct byte_writer w = nbd_option_reply(hs, option, NBD_REP_INFO, 12);
 
     byte_writer_be16(&w, NBD_INFO_EXPORT);
     byte_writer_be64(&w, e->size);
-    byte_writer_be16(&w, e->flags);
+    byte_writer_be16(&w, nbd_session_flags(&hs->session, e));
     if (wanted & 1U << NBD_INFO_NAME)
         reply_info_text(hs, option, NBD_INFO_NAME, e->name);
     if (wanted & 1U << NBD_INFO_DESCRIPTION && e->description)
         reply_info_text(hs, option, NBD_INFO_DESCRIPTION, e->description);
     /* Sent unasked too: clients that know it work better with it, others ignore it. */
-    w = reply(hs, option, NBD_REP_INFO, 14);
+    w = nbd_option_reply(hs, option, NBD_REP_INFO, 14);
     byte_writer_be16(&w, NBD_INFO_BLOCK_SIZE);
     byte_writer_be32(&w, e->block_min);
     byte_writer_be32(&w, e->block_preferred);
@@ -299,47 +351,71 @@ static unsigned take_info_requests(struct byte_reader *data, unsigned count)
 }
 
 /* INFO and GO: the same question; a successful GO also begins transmission. */
-static void handle_go(struct nbd_handshake *hs, struct option *option)
+static void handle_go(struct nbd_handshake *hs, struct nbd_option_message *option)
 {
     struct byte_reader *data = &option->data;
-    uint32_t name_length = byte_reader_be32(data), type;
+    uint32_t name_length = byte_reader_be32(data);
     const uint8_t *name = byte_reader_take(data, name_length);
     unsigned count = byte_reader_be16(data);
     struct nbd_export *found;
     char why[256];
 
     if (data->failed || data->left != 2 * (size_t)count) {
-        reply_error(hs, option->number, NBD_REP_ERR_INVALID,
-                    "the lengths in %s do not agree: %" PRIu32 " bytes of data, a name of %" PRIu32
-                    " bytes, %u information requests of 2 bytes",
-                    nbd_option_name(option->number), option->length, name_length, count);
+        nbd_option_error(hs, option->number, NBD_REP_ERR_INVALID,
+                         "the lengths in %s do not agree: %" PRIu32
+                         " bytes of data, a name of %" PRIu32
+                         " bytes, %u information requests of 2 bytes",
+                         nbd_option_name(option->number), option->length, name_length, count);
         return;
     }
-    found = find_export(hs, name, name_length, &type, why, sizeof(why));
-    if (!found) {
-        reply_error(hs, option->number, type, "%s", why);
+    found = nbd_option_export(hs, option->number, name, name_length);
+    if (!found)
+        return;
+    if (option->number == NBD_OPT_GO && !may_enter(hs, found, why, sizeof(why))) {
+        nbd_option_error(hs, option->number, NBD_REP_ERR_POLICY, "%s", why);
         return;
     }
     reply_infos(hs, option->number, found, take_info_requests(data, count));
-    reply_ack(hs, option->number);
+    nbd_option_ack(hs, option->number);
     if (option->number == NBD_OPT_GO) {
         hs->chosen = found;
         hs->state = NBD_HANDSHAKE_DONE;
     }
 }
 
-static void handle_refused(struct nbd_handshake *hs, struct option *option)
+/* STRUCTURED_REPLY and EXTENDED_HEADERS. A session can only be raised, once each. */
+static void handle_mode(struct nbd_handshake *hs, struct nbd_option_message *option,
+                        enum nbd_reply_mode mode)
 {
-    if (option->number == NBD_OPT_STARTTLS)
-        reply_error(hs, option->number, NBD_REP_ERR_POLICY,
-                    "this server was started without TLS credentials; connect without TLS");
-    else
-        reply_error(hs, option->number, NBD_REP_ERR_UNSUP,
-                    "this server does not support option %" PRIu32 " (%s)", option->number,
-                    nbd_option_name(option->number));
+    const char *name = nbd_option_name(option->number);
+
+    if (option->length > 0) {
+        nbd_option_error(hs, option->number, NBD_REP_ERR_INVALID,
+                         "%s takes no data, but came with %" PRIu32 " bytes", name, option->length);
+    } else if (mode == hs->session.mode) {
+        nbd_option_error(hs, option->number, NBD_REP_ERR_INVALID,
+                         "%s was negotiated already in this session", name);
+    } else if (mode < hs->session.mode) {
+        nbd_option_error(hs, option->number, NBD_REP_ERR_EXT_HEADER_REQD,
+                         "extended headers were negotiated, and %s cannot take them back", name);
+    } else {
+        hs->session.mode = mode;
+        nbd_option_ack(hs, option->number);
+    }
 }
 
-static void handle_option(struct nbd_handshake *hs, struct option *option)
+static void handle_refused(struct nbd_handshake *hs, struct nbd_option_message *option)
+{
+    if (option->number == NBD_OPT_STARTTLS)
+        nbd_option_error(hs, option->number, NBD_REP_ERR_POLICY,
+                         "this server was started without TLS credentials; connect without TLS");
+    else
+        nbd_option_error(hs, option->number, NBD_REP_ERR_UNSUP,
+                         "this server does not support option %" PRIu32 " (%s)", option->number,
+                         nbd_option_name(option->number));
+}
+
+static void handle_option(struct nbd_handshake *hs, struct nbd_option_message *option)
 {
     switch (option->number) {
     case NBD_OPT_EXPORT_NAME:
@@ -355,13 +431,23 @@ static void handle_option(struct nbd_handshake *hs, struct option *option)
     case NBD_OPT_GO:
         handle_go(hs, option);
         break;
+    case NBD_OPT_STRUCTURED_REPLY:
+        handle_mode(hs, option, NBD_MODE_STRUCTURED);
+        break;
+    case NBD_OPT_EXTENDED_HEADERS:
+        handle_mode(hs, option, NBD_MODE_EXTENDED);
+        break;
+    case NBD_OPT_LIST_META_CONTEXT:
+    case NBD_OPT_SET_META_CONTEXT:
+        nbd_option_contexts(hs, option);
+        break;
     default:
         handle_refused(hs, option);
     }
 }
 
 /* Whether this option may be handled at all; if not, it has been answered or the session closed. */
-static bool admit_option(struct nbd_handshake *hs, const struct option *option)
+static bool admit_option(struct nbd_handshake *hs, const struct nbd_option_message *option)
 {
     if (++hs->options > NBD_OPTIONS_MAX) {
         close_session(hs, "more than %d options in one handshake", NBD_OPTIONS_MAX);
@@ -379,7 +465,7 @@ static bool admit_option(struct nbd_handshake *hs, const struct option *option)
     if (option->number == NBD_OPT_EXPORT_NAME)
         close_session(hs, "the server is shutting down");
     else
-        reply_error(hs, option->number, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
+        nbd_option_error(hs, option->number, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
     return false;
 }
 
@@ -387,9 +473,9 @@ static bool admit_option(struct nbd_handshake *hs, const struct option *option)
 static void refuse_long_option(struct nbd_handshake *hs, uint32_t number, uint32_t length)
 {
     if (hs->fixed && number != NBD_OPT_EXPORT_NAME)
-        reply_error(hs, number, NBD_REP_ERR_TOO_BIG,
-                    "option %" PRIu32 " has %" PRIu32 " bytes of data; at most %d are allowed",
-                    number, length, NBD_OPTION_BYTES_MAX);
+        nbd_option_error(hs, number, NBD_REP_ERR_TOO_BIG,
+                         "option %" PRIu32 " has %" PRIu32 " bytes of data; at most %d are allowed",
+                         number, length, NBD_OPTION_BYTES_MAX);
     close_session(hs, "option %" PRIu32 " (%s) with %" PRIu32 " bytes of data, more than %d",
                   number, nbd_option_name(number), length, NBD_OPTION_BYTES_MAX);
 }
@@ -397,7 +483,7 @@ static void refuse_long_option(struct nbd_handshake *hs, uint32_t number, uint32
 /* Takes one option if it is there as a whole. Returns the bytes used; 0: incomplete, or closed. */
 static size_t take_option(struct nbd_handshake *hs, const uint8_t *data, size_t length)
 {
-    struct option option;
+    struct nbd_option_message option;
 
     /* The magic is judged as soon as it is there: strangers are not waited for. */
     if (length >= 8 && get_be64(data) != NBD_OPTION_MAGIC) {
@@ -431,6 +517,11 @@ size_t nbd_handshake_input(struct nbd_handshake *hs, const void *data, size_t le
     while (hs->output.length < OUTPUT_PAUSE) {
         size_t n = 0;
 
+        if (hs->listing) {
+            continue_list(hs);
+            close_if_no_memory(hs);
+            continue;
+        }
         if (hs->state == NBD_HANDSHAKE_CLIENT_FLAGS && length - used >= 4) {
             take_client_flags(hs, get_be32(bytes + used));
             n = 4;

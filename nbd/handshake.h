@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "nbd/export.h"
+#include "nbd/session.h"
 #include "nbd/wire.h"
 
 /* Limits: reference values that keep one client from taking more than its share. */
@@ -33,12 +34,16 @@ enum nbd_handshake_state {
 struct nbd_handshake {
     const struct nbd_exports *exports;
     enum nbd_handshake_state state;
-    bool oldstyle;             /* serve the default export without options */
-    bool no_zeroes;            /* negotiated */
-    bool fixed;                /* the client set NBD_FLAG_C_FIXED_NEWSTYLE */
-    bool shutting_down;        /* answer options with ERR_SHUTDOWN */
-    unsigned options;          /* handled so far */
-    struct nbd_export *chosen; /* DONE: what the client asked for */
+    bool oldstyle;              /* serve the default export without options */
+    bool no_zeroes;             /* negotiated */
+    bool fixed;                 /* the client set NBD_FLAG_C_FIXED_NEWSTYLE */
+    bool shutting_down;         /* answer options with ERR_SHUTDOWN */
+    const char *refusal;        /* why this client may enter no export now, NULL: it may */
+    unsigned options;           /* handled so far */
+    bool listing;               /* a LIST is not answered to its end: call again */
+    unsigned listed;            /* ... exports that it has got so far */
+    struct nbd_session session; /* negotiated so far; DONE: copied by who transmits */
+    struct nbd_export *chosen;  /* DONE: what the client asked for */
     struct nbd_output output;
     struct error
         reason; /* CLOSED: a sentence for the log; "" for a client that just left (ABORT) */
@@ -52,6 +57,8 @@ void nbd_handshake_fini(struct nbd_handshake *hs);
  * Takes whole messages from the `length` bytes at `data`, appends to hs->output, and returns how
  * many bytes were used; the caller offers the rest again when more has come.  Stops at DONE and
  * CLOSED. An incomplete message is at most NBD_OPTION_HEADER_BYTES + NBD_OPTION_BYTES_MAX bytes.
+ * When the output has got long it stops too; with `listing` set it wants to go on even without more
+ * bytes, when the output has been taken away.
  */
 size_t nbd_handshake_input(struct nbd_handshake *hs, const void *data, size_t length);
 

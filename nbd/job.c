@@ -2,15 +2,18 @@
 /*
  * Jobs: requests that may wait, each in a coroutine.
  *
- * A job counts in its connection's `running` from its making to its freeing and is charged with its
- * buffer, so the connection outlives it and its memory is accounted for.  Freed jobs are pooled.
+ * A job counts in its connection's `running` from its making to its freeing and is charged with the
+ * memory that it needs, so the connection outlives it and its memory is accounted for.  Freed jobs
+ * are pooled.
  */
-#include "nbd/connection.h"
+#include "nbd/job.h"
 
 #include "base/buffer.h"
 #include "base/bytes.h"
 #include "base/coroutine.h"
 #include "blockcore/block.h"
+#include "nbd/connection.h"
+#include "nbd/reply.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -46,26 +49,58 @@ void nbd_connection_owner_fini(struct nbd_connection_owner *owner)
     while ((node = list_pop(&owner->free_jobs)))
         free(list_entry(node, struct nbd_job, link));
     owner->free_job_count = 0;
+    log_limit_end(&owner->log_entered);
+    log_limit_end(&owner->log_left);
+    log_limit_end(&owner->log_refused);
+}
+
+uint64_t nbd_job_memory(const struct nbd_request *request)
+{
+    switch (request->command) {
+    case NBD_CMD_READ:
+    case NBD_CMD_WRITE:
+        return request->length;
+    case NBD_CMD_CACHE:
+    case NBD_CMD_WRITE_ZEROES:
+        return min_u64(request->length, BLOCK_PIECE_BYTES);
+    case NBD_CMD_BLOCK_STATUS:
+        return nbd_status_bytes(request);
+    default:
+        return 0;
+    }
+}
+
+bool nbd_job_get_buffer(struct nbd_job *job, size_t bytes)
+{
+    job->buffer = buffer_get(bytes);
+    job->buffer_bytes = bytes;
+    return job->buffer;
 }
 
 struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *request,
-                            bool with_buffer)
+                            size_t buffer_bytes)
 {
     struct nbd_job *job = take_free(c->owner);
 
     if (!job)
         return NULL;
-    *job = (struct nbd_job){.connection = c, .request = *request};
-    if (with_buffer) {
-        job->buffer = buffer_get(request->length);
-        if (!job->buffer) {
-            give_free(c->owner, job);
-            return NULL;
-        }
-        nbd_share_take(&c->share, request->length);
+    *job =
+        (struct nbd_job){.connection = c, .request = *request, .charged = nbd_job_memory(request)};
+    if (buffer_bytes > 0 && !nbd_job_get_buffer(job, buffer_bytes)) {
+        give_free(c->owner, job);
+        return NULL;
     }
+    nbd_share_take(&c->share, job->charged);
     c->running++;
     return job;
+}
+
+void nbd_job_uncharge(struct nbd_job *job, uint64_t bytes)
+{
+    uint64_t given = min_u64(bytes, job->charged);
+
+    job->charged -= given;
+    nbd_share_give(&job->connection->share, given);
 }
 
 uint8_t *nbd_job_take_buffer(struct nbd_job *job)
@@ -73,7 +108,7 @@ uint8_t *nbd_job_take_buffer(struct nbd_job *job)
     uint8_t *buffer = job->buffer;
 
     if (buffer)
-        nbd_share_give(&job->connection->share, job->request.length);
+        nbd_job_uncharge(job, job->buffer_bytes);
     job->buffer = NULL;
     return buffer;
 }
@@ -82,32 +117,14 @@ void nbd_job_free(struct nbd_job *job)
 {
     struct nbd_connection *c = job->connection;
 
-    buffer_put(nbd_job_take_buffer(job), job->request.length);
+    buffer_put(job->buffer, job->buffer_bytes);
+    nbd_job_uncharge(job, job->charged);
     give_free(c->owner, job);
     c->running--;
     reactor_defer(&c->turn);
 }
 
 /* ---- Running ---- */
-
-/* In pieces, so that what is in memory is not copied at the expense of everybody else's turn. */
-static int run_read(struct nbd_job *job)
-{
-    const struct nbd_request *request = &job->request;
-    struct node *node = job->connection->nbd_export->node;
-    uint64_t done = 0;
-    int r = 0;
-
-    while (r == 0 && done < request->length) {
-        size_t n = min_u64(request->length - done, NBD_READ_AT_ONCE);
-
-        if (done > 0)
-            coroutine_yield();
-        r = block_read(node, job->buffer + done, n, request->offset + done);
-        done += n;
-    }
-    return r;
-}
 
 static unsigned write_flags(const struct nbd_job *job)
 {
@@ -120,8 +137,7 @@ static unsigned zero_flags(const struct nbd_job *job)
 {
     unsigned flags = write_flags(job);
 
-    if (!(job->request.flags & NBD_CMD_FLAG_NO_HOLE))
-        flags |= ZERO_MAY_UNMAP;
+    flags |= job->request.flags & NBD_CMD_FLAG_NO_HOLE ? BLOCK_ALLOCATE : ZERO_MAY_UNMAP;
     if (job->request.flags & NBD_CMD_FLAG_FAST_ZERO)
         flags |= ZERO_FAST;
     return flags;
@@ -205,18 +221,18 @@ static int run_protected(struct nbd_job *job)
     return r;
 }
 
+/* A command that is answered without data. */
 static int run(struct nbd_job *job)
 {
     const struct nbd_request *request = &job->request;
     const struct nbd_export *e = job->connection->nbd_export;
 
     switch (request->command) {
-    case NBD_CMD_READ:
-        return run_read(job);
     case NBD_CMD_FLUSH:
         return block_flush(e->node);
     case NBD_CMD_CACHE:
-        return block_prefetch(e->node, request->offset, request->length);
+        return block_prefetch(e->node, request->offset,
+                              min_u64(request->length, NBD_CACHE_AT_ONCE));
     default:
         if (e->protect_header && e->probe_drivers && request->offset < PROBE_BYTES)
             return run_protected(job);
@@ -226,27 +242,31 @@ static int run(struct nbd_job *job)
 
 static void answer(struct nbd_job *job, int r)
 {
-    /* On the wire ENOTSUP has one meaning: zeroing would not be fast. */
-    if (r == -ENOTSUP && !(job->request.flags & NBD_CMD_FLAG_FAST_ZERO))
-        r = -EINVAL;
-    if (r == 0 && job->request.command == NBD_CMD_READ)
-        nbd_transfer_reply_data(job->connection, &job->request, nbd_job_take_buffer(job));
+    if (r < 0)
+        nbd_reply_errno(job->connection, &job->request, r);
     else
-        nbd_transfer_reply(job->connection, &job->request, nbd_error_from_errno(r));
-    nbd_job_free(job);
+        nbd_reply_done(job->connection, &job->request);
 }
 
 static void job_main(void *arg)
 {
     struct nbd_job *job = arg;
 
-    answer(job, run(job));
+    if (job->request.command == NBD_CMD_READ)
+        nbd_read_run(job);
+    else if (job->request.command == NBD_CMD_BLOCK_STATUS)
+        nbd_status_run(job);
+    else
+        answer(job, run(job));
+    nbd_job_free(job);
 }
 
 void nbd_job_start(struct nbd_job *job)
 {
     int r = coroutine_start(job_main, job);
 
-    if (r < 0)
-        answer(job, r);
+    if (r == 0)
+        return;
+    nbd_reply_errno(job->connection, &job->request, r);
+    nbd_job_free(job);
 }

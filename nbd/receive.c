@@ -11,6 +11,7 @@
 #include "nbd/connection.h"
 
 #include "base/buffer.h"
+#include "nbd/job.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -160,6 +161,7 @@ static bool receive_once(struct nbd_connection *c, uint8_t *scratch)
         input_ended(c);
         return false;
     }
+    nbd_connection_active(c);
     direct = take_payload(c, (size_t)n);
     if (kept > 0)
         memcpy(scratch, c->kept.data + c->kept.offset, kept);
@@ -182,6 +184,8 @@ void nbd_connection_receive(struct nbd_connection *c)
     c->paused = false;
     c->turn_requests = NBD_TURN_REQUESTS;
     c->turn_bytes = NBD_TURN_BYTES;
+    if (c->handshake && c->handshake->listing)
+        nbd_connection_negotiate(c, NULL, 0);
     feed_kept(c);
     if (!may_go_on(c))
         return;

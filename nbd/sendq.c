@@ -19,20 +19,31 @@
 #define VECTORS_MAX 64
 /* One call sends at most this much of a file, so that no client keeps the loop for long. */
 #define FILE_BYTES_MAX (4 << 20)
+#define ZEROES_BYTES (16 * 1024)
 
 struct nbd_chunk {
     unsigned references; /* segments, and one while it is current */
     size_t used;         /* from the start of the chunk */
 };
 
+enum segment_kind { SEGMENT_MEMORY, SEGMENT_FILE, SEGMENT_ZEROES };
+
 struct nbd_segment {
-    const uint8_t *data;     /* NULL: a file */
-    size_t length;           /* bytes left to send */
-    struct nbd_chunk *chunk; /* or NULL: a buffer of its own */
-    void *buffer;            /* of buffer_length bytes, or NULL */
-    size_t buffer_length;
-    uint64_t offset;
-    int fd;
+    enum segment_kind kind;
+    int fd;        /* FILE */
+    size_t length; /* bytes left to send */
+    union {
+        struct {
+            const uint8_t *data;
+            struct nbd_chunk *chunk; /* or NULL: a buffer of its own */
+            void *buffer;            /* of buffer_length bytes, or NULL */
+            size_t buffer_length;
+        };
+        struct {
+            uint64_t offset; /* of the file */
+            struct nbd_file_use use;
+        };
+    };
 };
 
 _Static_assert(NBD_RESERVE_MAX + sizeof(struct nbd_chunk) <= NBD_CHUNK_BYTES,
@@ -113,7 +124,7 @@ static struct nbd_segment *append(struct nbd_sendq *q, size_t length)
 {
     struct nbd_segment *segment = segment_at(q, q->count++);
 
-    *segment = (struct nbd_segment){.length = length, .fd = -1};
+    *segment = (struct nbd_segment){.length = length};
     q->queued += length;
     return segment;
 }
@@ -127,7 +138,8 @@ void nbd_sendq_commit(struct nbd_sendq *q, size_t length)
     if (length == 0)
         return;
     chunk->used += length;
-    if (last && last->chunk == chunk && last->data + last->length == at) {
+    if (last && last->kind == SEGMENT_MEMORY && last->chunk == chunk &&
+        last->data + last->length == at) {
         last->length += length;
         q->queued += length;
         return;
@@ -138,22 +150,29 @@ void nbd_sendq_commit(struct nbd_sendq *q, size_t length)
     chunk->references++;
 }
 
-void nbd_sendq_buffer(struct nbd_sendq *q, void *buffer, size_t length)
+static void own_buffer(struct nbd_sendq *q, struct nbd_segment *segment, void *buffer,
+                       size_t length)
 {
-    struct nbd_segment *segment = append(q, length);
-
     nbd_share_take(q->share, length);
     segment->data = buffer;
     segment->buffer = buffer;
     segment->buffer_length = length;
 }
 
-void nbd_sendq_file(struct nbd_sendq *q, int fd, uint64_t offset, size_t length)
+void nbd_sendq_buffer(struct nbd_sendq *q, void *buffer, size_t length)
 {
-    struct nbd_segment *segment = append(q, length);
+    own_buffer(q, append(q, length), buffer, length);
+}
 
-    segment->fd = fd;
-    segment->offset = offset;
+void nbd_sendq_file(struct nbd_sendq *q, const struct block_extent *file,
+                    const struct nbd_file_use *use)
+{
+    struct nbd_segment *segment = append(q, file->length);
+
+    segment->kind = SEGMENT_FILE;
+    segment->fd = file->fd;
+    segment->offset = file->offset;
+    segment->use = *use;
 }
 
 static void release_first(struct nbd_sendq *q)
@@ -162,6 +181,8 @@ static void release_first(struct nbd_sendq *q)
 
     q->head = (q->head + 1) & (q->room - 1);
     q->count--;
+    if (segment->kind != SEGMENT_MEMORY)
+        return;
     if (segment->chunk)
         chunk_release(q, segment->chunk);
     if (segment->buffer) {
@@ -179,9 +200,12 @@ static void consume(struct nbd_sendq *q, size_t length)
         struct nbd_segment *segment = segment_at(q, 0);
         size_t n = length < segment->length ? length : segment->length;
 
-        if (segment->data)
+        if (segment->kind == SEGMENT_MEMORY) {
             segment->data += n;
-        segment->offset += n;
+        } else {
+            segment->offset += n;
+            segment->use.position += n;
+        }
         segment->length -= n;
         length -= n;
         if (segment->length == 0)
@@ -217,9 +241,11 @@ static ssize_t send_memory(struct nbd_sendq *q, struct stream *stream, size_t *r
     unsigned n = 0;
 
     *ret_asked = 0;
-    for (; n < q->count && n < VECTORS_MAX && segment_at(q, n)->data; n++) {
+    for (; n < q->count && n < VECTORS_MAX; n++) {
         const struct nbd_segment *segment = segment_at(q, n);
 
+        if (segment->kind != SEGMENT_MEMORY)
+            break;
         iov[n].iov_base = (void *)(uintptr_t)segment->data;
         iov[n].iov_len = segment->length;
         *ret_asked += segment->length;
@@ -237,12 +263,32 @@ static ssize_t send_file(struct nbd_sendq *q, struct stream *stream, size_t *ret
     return n == 0 ? -ENODATA : n;
 }
 
+static ssize_t send_zeroes(struct nbd_sendq *q, struct stream *stream, size_t *ret_asked)
+{
+    static const uint8_t zeroes[ZEROES_BYTES];
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)zeroes};
+
+    iov.iov_len = *ret_asked = min_u64(segment_at(q, 0)->length, sizeof(zeroes));
+    return stream->ops->send(stream, &iov, 1, q->count > 1);
+}
+
+static ssize_t send_front(struct nbd_sendq *q, struct stream *stream, size_t *ret_asked)
+{
+    switch (segment_at(q, 0)->kind) {
+    case SEGMENT_FILE:
+        return send_file(q, stream, ret_asked);
+    case SEGMENT_ZEROES:
+        return send_zeroes(q, stream, ret_asked);
+    default:
+        return send_memory(q, stream, ret_asked);
+    }
+}
+
 int nbd_sendq_send(struct nbd_sendq *q, struct stream *stream)
 {
     while (q->count > 0 && !q->blocked) {
         size_t asked;
-        ssize_t n =
-            segment_at(q, 0)->data ? send_memory(q, stream, &asked) : send_file(q, stream, &asked);
+        ssize_t n = send_front(q, stream, &asked);
 
         if (n < 0 && n != -EAGAIN)
             return (int)n;
@@ -253,4 +299,40 @@ int nbd_sendq_send(struct nbd_sendq *q, struct stream *stream)
     if (q->count == 0)
         ran_empty(q);
     return 0;
+}
+
+/* ---- Files that turn out to be unreadable ---- */
+
+bool nbd_sendq_file_in_front(const struct nbd_sendq *q, struct nbd_file_use *ret)
+{
+    if (q->count == 0 || segment_at(q, 0)->kind != SEGMENT_FILE)
+        return false;
+    *ret = segment_at(q, 0)->use;
+    return true;
+}
+
+/* Makes place for a segment before the index-th. The ring has room. */
+static struct nbd_segment *insert(struct nbd_sendq *q, unsigned index, size_t length)
+{
+    append(q, length);
+    for (unsigned i = q->count - 1; i > index; i--)
+        *segment_at(q, i) = *segment_at(q, i - 1);
+    *segment_at(q, index) = (struct nbd_segment){.length = length};
+    return segment_at(q, index);
+}
+
+bool nbd_sendq_give_up_file(struct nbd_sendq *q, const void *notice, size_t length)
+{
+    void *buffer = buffer_get(length);
+    unsigned i = 0;
+
+    if (!buffer || !make_room(q)) {
+        buffer_put(buffer, length);
+        return false;
+    }
+    memcpy(buffer, notice, length);
+    for (; i < q->count && segment_at(q, i)->kind == SEGMENT_FILE; i++)
+        segment_at(q, i)->kind = SEGMENT_ZEROES;
+    own_buffer(q, insert(q, i, length), buffer, length);
+    return true;
 }

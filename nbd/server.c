@@ -4,19 +4,25 @@
  *
  * connections_max counts clients in transmission.  When it is reached nothing more is accepted, and
  * handshakes that were under way stand still until a client leaves: for a client both look like a
- * server that answers late.  Handshakes have a pool of their own, in which the oldest makes room,
- * so that clients that connect and say nothing cannot keep others out.
+ * server that answers late.
+ *
+ * Handshakes have a pool of their own, so that clients that connect and say nothing cannot keep
+ * others out: when it is full, the oldest of the origin that has the most of them makes room.  An
+ * origin beyond its own share loses its oldest as soon as that has stood for a second.  A burst of
+ * good clients must not push itself out, so the pool takes in no more while that oldest one is
+ * younger than a moment; then the burst waits in the backlog.
  *
  * The server owns its listeners and connections; exports are the caller's.
  */
 #include "nbd/server.h"
 
 #include "base/coroutine.h"
-#include "base/log.h"
+#include "base/log_limit.h"
 #include "base/sys.h"
 #include "blockcore/block.h"
 #include "nbd/connection.h"
 #include "nbd/listener.h"
+#include "nbd/origin.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -26,6 +32,10 @@
 
 #define ACCEPT_BURST 64
 #define HANDSHAKES_MAX 256
+#define HANDSHAKES_OF_ONE 32 /* of one origin, as far as they are stalled */
+#define STALLED_NS INT64_C(1000000000)
+/* What a handshake gets at least before it has to make room. */
+#define MOMENT_NS INT64_C(100000000)
 /* Without descriptors or memory for one more client, accepting rests for so long. */
 #define ACCEPT_PAUSE_NS INT64_C(1000000000)
 
@@ -35,11 +45,13 @@ struct nbd_server {
     struct nbd_exports *exports;
     struct nbd_server_events events;
     struct list listeners;
+    struct nbd_origins origins;
     struct list handshakes, clients; /* connections, oldest first */
     unsigned handshake_count, client_count;
     uint64_t serial; /* names local clients */
     bool started, stopping, resting;
     struct reactor_timer rest, stop_limit;
+    struct log_limit log_accept;     /* failures to accept */
     struct reactor_deferred drained; /* the last connection is gone */
 };
 
@@ -65,6 +77,27 @@ static void update_listeners(struct nbd_server *server)
         reactor_fd_set(list_entry(it, struct nbd_listener, link)->watch, open ? REACTOR_READ : 0);
 }
 
+/* Accepts again, if that was put off. */
+static void end_rest(struct nbd_server *server)
+{
+    server->resting = false;
+    reactor_timer_stop(&server->rest);
+    update_listeners(server);
+}
+
+static void on_rested(struct reactor_timer *timer)
+{
+    end_rest(container_of(timer, struct nbd_server, rest));
+}
+
+/* The clients wait in the backlog, for so long or until a handshake ends. */
+static void rest(struct nbd_server *server, int64_t ns)
+{
+    server->resting = true;
+    reactor_timer_start(&server->rest, ns, on_rested);
+    update_listeners(server);
+}
+
 /* ---- Connections ---- */
 
 static void entered(struct nbd_connection_owner *owner, struct nbd_connection *c)
@@ -76,7 +109,9 @@ static void entered(struct nbd_connection_owner *owner, struct nbd_connection *c
     list_remove(&c->link);
     list_append(&server->clients, &c->link);
     server->client_count++;
-    update_listeners(server);
+    c->nbd_export->clients++;
+    nbd_origin_promote(c->origin);
+    end_rest(server);
 }
 
 static void closed(struct nbd_connection_owner *owner, struct nbd_connection *c)
@@ -89,58 +124,110 @@ static void closed(struct nbd_connection_owner *owner, struct nbd_connection *c)
         server->handshake_count--;
     } else {
         server->client_count--;
+        c->nbd_export->clients--;
         list_for_each(it, &server->handshakes)
             nbd_connection_resume(list_entry(it, struct nbd_connection, link));
         if (server->events.client_left)
             server->events.client_left(server->events.arg, server->client_count);
     }
-    update_listeners(server);
+    nbd_origin_leave(c->origin, was_client);
+    end_rest(server);
     if (server->stopping && nbd_server_connections(server) == 0)
         reactor_defer(&server->drained);
 }
 
-/* The oldest handshake makes room, unless it has already been cut. */
-static void limit_handshakes(struct nbd_server *server)
+/* Of the handshakes that are not cut already: the oldest of the origin that has the most. */
+static struct nbd_connection *first_to_go(const struct nbd_server *server)
 {
-    if (server->handshake_count <= HANDSHAKES_MAX)
-        return;
+    struct nbd_connection *first = NULL;
+
     list_for_each(it, &server->handshakes)
     {
         struct nbd_connection *c = list_entry(it, struct nbd_connection, link);
 
-        if (c->dead)
-            continue;
-        nbd_connection_cut(c, "more than %d handshakes at a time, and this one was the oldest",
-                           HANDSHAKES_MAX);
-        return;
+        if (!c->dead && (!first || c->origin->handshakes > first->origin->handshakes))
+            first = c;
+        if (first && first->origin->handshakes > server->handshake_count / 2)
+            break; /* no other has more */
+    }
+    return first;
+}
+
+static struct nbd_connection *oldest_of(const struct nbd_server *server,
+                                        const struct nbd_origin *origin)
+{
+    list_for_each(it, &server->handshakes)
+    {
+        struct nbd_connection *c = list_entry(it, struct nbd_connection, link);
+
+        if (!c->dead && c->origin == origin)
+            return c;
+    }
+    return NULL;
+}
+
+static int64_t age_of(const struct nbd_connection *c)
+{
+    return sys->monotonic_ns() - c->since_ns;
+}
+
+/* After one of `origin` was added. */
+static void limit_handshakes(struct nbd_server *server, const struct nbd_origin *origin)
+{
+    struct nbd_connection *c;
+
+    if (server->handshake_count > HANDSHAKES_MAX) {
+        c = first_to_go(server);
+        if (c)
+            nbd_connection_cut(c, "more than %d handshakes at a time, and this one was the oldest",
+                               HANDSHAKES_MAX);
+    } else if (origin->handshakes > HANDSHAKES_OF_ONE) {
+        c = oldest_of(server, origin);
+        if (c && age_of(c) >= STALLED_NS)
+            nbd_connection_cut(
+                c, "more than %d handshakes of one client at a time, and this one had stalled",
+                HANDSHAKES_OF_ONE);
     }
 }
 
-static int add_client(struct nbd_server *server, int fd, const char *peer)
+static int start_connection(struct nbd_server *server, struct stream *stream, const char *peer,
+                            struct nbd_origin *origin)
 {
-    struct stream *stream = stream_socket_new(fd);
-    struct nbd_connection *c;
-    char name[NBD_PEER_MAX];
+    struct nbd_connection *c = nbd_connection_new(&server->owner, stream, peer, origin);
 
-    if (!stream) {
-        sys->close(fd);
+    if (!c)
         return -ENOMEM;
-    }
-    if (!peer || !peer[0]) {
-        snprintf(name, sizeof(name), "local#%" PRIu64, ++server->serial);
-        peer = name;
-    }
-    c = nbd_connection_new(&server->owner, stream, peer);
-    if (!c) {
-        stream->ops->close(stream);
-        return -ENOMEM;
-    }
     if (list_linked(&c->link)) /* oldstyle: it has entered already */
         return 0;
     list_append(&server->handshakes, &c->link);
     server->handshake_count++;
-    limit_handshakes(server);
+    limit_handshakes(server, origin);
     return 0;
+}
+
+static int add_client(struct nbd_server *server, int fd, const char *peer)
+{
+    const struct nbd_origin_key key = nbd_origin_key_of_socket(fd);
+    struct nbd_origin *origin = nbd_origins_enter(&server->origins, &key);
+    struct stream *stream = origin ? stream_socket_new(fd) : NULL;
+    char name[NBD_PEER_MAX];
+    int r = -ENOMEM;
+
+    if (!peer || !peer[0]) {
+        snprintf(name, sizeof(name), "local#%" PRIu64, ++server->serial);
+        peer = name;
+    }
+    if (stream)
+        r = start_connection(server, stream, peer, origin);
+    if (r == 0)
+        return 0;
+    if (stream)
+        stream->ops->close(stream);
+    else
+        sys->close(fd);
+    if (origin)
+        nbd_origin_leave(origin, false);
+    return r;
 }
 
 int nbd_server_add_client(struct nbd_server *server, int fd, const char *peer)
@@ -155,21 +242,32 @@ int nbd_server_add_client(struct nbd_server *server, int fd, const char *peer)
 
 /* ---- Accepting ---- */
 
-static void on_rested(struct reactor_timer *timer)
+/* Accepting again at once would fail again at once. A handshake that has stalled makes room. */
+static void on_accept_failed(struct nbd_server *server, int err)
 {
-    struct nbd_server *server = container_of(timer, struct nbd_server, rest);
+    struct nbd_connection *c = first_to_go(server);
 
-    server->resting = false;
-    update_listeners(server);
+    log_limited(&server->log_accept, "cannot accept clients: %s; trying again in a second",
+                strerror(-err));
+    rest(server, ACCEPT_PAUSE_NS);
+    if (c && age_of(c) >= STALLED_NS)
+        nbd_connection_cut(c, "clients could not be accepted (%s), and this handshake had stalled",
+                           strerror(-err));
 }
 
-/* Accepting again at once would fail again at once: the clients wait in the backlog instead. */
-static void rest(struct nbd_server *server, int err)
+/* Whether one more handshake would not push one out that has hardly begun. If not, rests. */
+static bool room_for_handshake(struct nbd_server *server)
 {
-    log_warning("cannot accept clients: %s; trying again in a second", strerror(-err));
-    server->resting = true;
-    reactor_timer_start(&server->rest, ACCEPT_PAUSE_NS, on_rested);
-    update_listeners(server);
+    const struct nbd_connection *c;
+    int64_t age;
+
+    if (server->handshake_count < HANDSHAKES_MAX)
+        return true;
+    c = first_to_go(server);
+    age = c ? age_of(c) : MOMENT_NS;
+    if (age < MOMENT_NS)
+        rest(server, MOMENT_NS - age);
+    return age >= MOMENT_NS;
 }
 
 /* Accepts one client. Returns whether to go on. */
@@ -186,7 +284,7 @@ static bool accept_one(struct nbd_server *server, struct nbd_listener *listener)
         return true;
     r = fd < 0 ? fd : add_client(server, fd, peer);
     if (r < 0)
-        rest(server, r);
+        on_accept_failed(server, r);
     return r == 0;
 }
 
@@ -196,7 +294,7 @@ static void on_clients(void *arg, unsigned events)
     struct nbd_server *server = listener->server;
 
     for (int i = 0; i < ACCEPT_BURST && may_enter(&server->owner); i++) {
-        if (!accept_one(server, listener))
+        if (!room_for_handshake(server) || !accept_one(server, listener))
             break;
     }
 }
@@ -332,6 +430,8 @@ struct nbd_server *nbd_server_new(const struct nbd_server_config *config,
     nbd_connection_owner_init(&server->owner, exports);
     server->owner.oldstyle = config->oldstyle;
     server->owner.handshake_limit_ns = config->handshake_limit_ns;
+    server->owner.idle_limit_ns = config->idle_limit_ns;
+    server->owner.connections_of_one = config->connections_of_one;
     server->owner.may_enter = may_enter;
     server->owner.entered = entered;
     server->owner.closed = closed;
@@ -340,6 +440,8 @@ struct nbd_server *nbd_server_new(const struct nbd_server_config *config,
     if (events)
         server->events = *events;
     server->drained.run = on_drained;
+    nbd_origins_init(&server->origins);
+    log_limit_init(&server->log_accept, LOG_LEVEL_WARNING, "clients that cannot be accepted");
     list_init(&server->listeners);
     list_init(&server->handshakes);
     list_init(&server->clients);
@@ -353,6 +455,7 @@ void nbd_server_free(struct nbd_server *server)
     close_listeners(server);
     reactor_timer_stop(&server->stop_limit);
     reactor_defer_cancel(&server->drained);
+    log_limit_end(&server->log_accept);
     nbd_connection_owner_fini(&server->owner);
     free(server);
 }

@@ -16,8 +16,12 @@
 
 struct nbd_server_config {
     bool oldstyle;
-    unsigned connections_max;   /* clients served at a time; 0: no limit */
-    int64_t handshake_limit_ns; /* for the whole handshake; 0: none */
+    unsigned connections_max;    /* clients served at a time; 0: no limit */
+    unsigned connections_of_one; /* ... from one origin (nbd/origin.h), which may not enter beyond
+                                    that; 0: no limit */
+    int64_t handshake_limit_ns;  /* for the whole handshake; 0: none */
+    int64_t idle_limit_ns;       /* clients that ask nothing for so long are disconnected; 0: never
+                                  */
 };
 
 struct nbd_server;

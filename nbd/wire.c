@@ -47,6 +47,15 @@ const char *nbd_command_name(uint16_t command)
     }
 }
 
+const char *nbd_reply_type_name(uint16_t type)
+{
+    switch (type) {
+        NBD_REPLY_TYPES(NAME_CASE)
+    default:
+        return "unknown";
+    }
+}
+
 const char *nbd_error_name(uint32_t error)
 {
     switch (error) {

@@ -14,6 +14,9 @@
 #define NBD_OPTION_REPLY_MAGIC UINT64_C(0x0003e889045565a9)
 #define NBD_REQUEST_MAGIC UINT32_C(0x25609513)
 #define NBD_SIMPLE_REPLY_MAGIC UINT32_C(0x67446698)
+#define NBD_STRUCTURED_REPLY_MAGIC UINT32_C(0x668e33ef)
+#define NBD_EXTENDED_REQUEST_MAGIC UINT32_C(0x21e41c71)
+#define NBD_EXTENDED_REPLY_MAGIC UINT32_C(0x6e8a278c)
 
 #define NBD_DEFAULT_PORT "10809"
 
@@ -22,6 +25,9 @@ enum { NBD_FLAG_FIXED_NEWSTYLE = 1 << 0, NBD_FLAG_NO_ZEROES = 1 << 1 }; /* serve
 #define NBD_STRING_MAX 4096  /* bytes in names and descriptions */
 #define NBD_REQUEST_BYTES 28 /* a compact request header */
 #define NBD_SIMPLE_REPLY_BYTES 16
+#define NBD_STRUCTURED_REPLY_BYTES 20 /* the header of a chunk */
+#define NBD_EXTENDED_REQUEST_BYTES 32
+#define NBD_EXTENDED_REPLY_BYTES 32 /* the header of a chunk */
 #define NBD_OPTION_HEADER_BYTES 16
 #define NBD_OPTION_REPLY_HEADER_BYTES 20
 #define NBD_PAYLOAD_MAX (UINT32_C(32) << 20) /* largest READ and WRITE that we advertise */
@@ -74,6 +80,18 @@ enum { NBD_FLAG_FIXED_NEWSTYLE = 1 << 0, NBD_FLAG_NO_ZEROES = 1 << 1 }; /* serve
     X(BLOCK_STATUS, 7, "BLOCK_STATUS")                                                             \
     X(RESIZE, 8, "RESIZE")
 
+/* Chunks of structured and extended replies; bit 15 marks errors. */
+#define NBD_REPLY_TYPES(X)                                                                         \
+    X(NONE, 0, "NONE")                                                                             \
+    X(OFFSET_DATA, 1, "OFFSET_DATA")                                                               \
+    X(OFFSET_HOLE, 2, "OFFSET_HOLE")                                                               \
+    X(BLOCK_STATUS, 5, "BLOCK_STATUS")                                                             \
+    X(BLOCK_STATUS_EXT, 6, "BLOCK_STATUS_EXT")                                                     \
+    X(ERROR, 0x8001, "ERROR")                                                                      \
+    X(ERROR_OFFSET, 0x8002, "ERROR_OFFSET")
+
+enum { NBD_REPLY_FLAG_DONE = 1 << 0 }; /* the last chunk of a reply */
+
 /* Error numbers on the wire; Linux's values, fixed by the protocol. */
 #define NBD_ERRORS(X)                                                                              \
     X(SUCCESS, 0, "success")                                                                       \
@@ -94,6 +112,9 @@ enum nbd_info { NBD_INFOS(NBD_ENUM) };
 #undef NBD_ENUM
 #define NBD_ENUM(symbol, value, text) NBD_CMD_##symbol = value,
 enum nbd_command { NBD_COMMANDS(NBD_ENUM) };
+#undef NBD_ENUM
+#define NBD_ENUM(symbol, value, text) NBD_REPLY_TYPE_##symbol = value,
+enum nbd_reply_type { NBD_REPLY_TYPES(NBD_ENUM) };
 #undef NBD_ENUM
 #define NBD_ENUM(symbol, value, text) NBD_##symbol = value,
 enum nbd_error { NBD_ERRORS(NBD_ENUM) };
@@ -144,6 +165,7 @@ const char *nbd_option_name(uint32_t option);
 const char *nbd_option_reply_name(uint32_t type);
 const char *nbd_info_name(uint16_t info);
 const char *nbd_command_name(uint16_t command);
+const char *nbd_reply_type_name(uint16_t type);
 const char *nbd_error_name(uint32_t error);
 
 /* The wire's error for a negative errno of the block layer (0 for 0); unknown ones become EIO. */

@@ -118,6 +118,28 @@ static void option_with_infos(struct message *m, uint32_t option, char **words, 
         message_u16(m, (uint16_t)number_of(words[i]));
 }
 
+static void string(struct message *m, char *word)
+{
+    size_t length = unescape(word);
+
+    message_u32(m, (uint32_t)length);
+    message_bytes(m, word, length);
+}
+
+/* An export's name and queries; the length is known at the end. */
+static void option_with_queries(struct message *m, uint32_t option, char **words, size_t count)
+{
+    size_t start;
+
+    message_option(m, option, 0);
+    start = m->length;
+    string(m, words[1]);
+    message_u32(m, (uint32_t)count - 2);
+    for (size_t i = 2; i < count; i++)
+        string(m, words[i]);
+    put_be32(m->data + start - 4, (uint32_t)(m->length - start));
+}
+
 static void hex_bytes(struct message *m, const char *digits)
 {
     for (; digits[0] && digits[1]; digits += 2) {
@@ -135,20 +157,44 @@ static void export_name(struct message *m, char *word)
     message_bytes(m, word, length);
 }
 
+/* An option that takes no data. */
+static bool plain_option(struct message *m, const char *verb)
+{
+    static const struct {
+        const char *verb;
+        uint32_t option;
+    } plain[] = {
+        {"list", NBD_OPT_LIST},
+        {"abort", NBD_OPT_ABORT},
+        {"structured", NBD_OPT_STRUCTURED_REPLY},
+        {"extended", NBD_OPT_EXTENDED_HEADERS},
+    };
+
+    for (size_t i = 0; i < sizeof(plain) / sizeof(plain[0]); i++) {
+        if (strcmp(verb, plain[i].verb) == 0) {
+            message_option(m, plain[i].option, 0);
+            return true;
+        }
+    }
+    return false;
+}
+
 static void statement(struct message *m, char **words, size_t count)
 {
     const char *verb = words[0];
 
+    if (plain_option(m, verb))
+        return;
     if (strcmp(verb, "flags") == 0)
         message_u32(m, number_of(words[1]));
     else if (strcmp(verb, "option") == 0)
         message_option(m, number_of(words[1]), count > 2 ? number_of(words[2]) : 0);
     else if (strcmp(verb, "name") == 0 && count == 2)
         export_name(m, words[1]);
-    else if (strcmp(verb, "list") == 0)
-        message_option(m, NBD_OPT_LIST, 0);
-    else if (strcmp(verb, "abort") == 0)
-        message_option(m, NBD_OPT_ABORT, 0);
+    else if (strcmp(verb, "listmeta") == 0 && count >= 2)
+        option_with_queries(m, NBD_OPT_LIST_META_CONTEXT, words, count);
+    else if (strcmp(verb, "set") == 0 && count >= 2)
+        option_with_queries(m, NBD_OPT_SET_META_CONTEXT, words, count);
     else if (strcmp(verb, "info") == 0 && count >= 2)
         option_with_infos(m, NBD_OPT_INFO, words, count);
     else if (strcmp(verb, "go") == 0 && count >= 2)

@@ -36,6 +36,10 @@ void message_go(struct message *m, const char *name);
  *   name TEXT           EXPORT_NAME
  *   list                LIST
  *   abort               ABORT
+ *   structured          STRUCTURED_REPLY
+ *   extended            EXTENDED_HEADERS
+ *   listmeta TEXT [TEXT...]  LIST_META_CONTEXT of an export, with queries
+ *   set TEXT [TEXT...]       SET_META_CONTEXT, the same
  *   info TEXT [N...]    INFO with information requests
  *   go TEXT [N...]      GO with information requests
  *   fill N BYTE         N times the byte

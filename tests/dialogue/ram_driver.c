@@ -2,6 +2,8 @@
 /* A disk in memory. The node's options carry the address of its struct as a number. */
 #include "tests/dialogue/ram_driver.h"
 
+#include "base/iov.h"
+#include "blockcore/drivers.h"
 #include "tests/support/support.h"
 
 #include <errno.h>
@@ -74,6 +76,40 @@ void ram_disk_release_all(struct ram_disk *disk)
         ram_disk_release(disk, 0);
 }
 
+/* A first part of the range, in one unit; whether it is a hole. */
+static bool find_hole(const struct ram_disk *disk, uint64_t offset, uint64_t length,
+                      uint64_t *ret_length)
+{
+    uint64_t unit = disk->unit;
+
+    *ret_length = length;
+    if (!disk->layout || offset >= disk->size)
+        return false;
+    *ret_length = min_u64(length, unit - offset % unit);
+    return disk->layout[offset / unit % strlen(disk->layout)] == 'h';
+}
+
+static void fill_pattern(const struct ram_disk *disk, uint8_t *out, uint64_t length,
+                         uint64_t offset)
+{
+    while (length > 0) {
+        uint64_t n;
+        bool hole = find_hole(disk, offset, length, &n);
+
+        memset(out, hole ? 0 : RAM_PATTERN, n);
+        out += n;
+        offset += n;
+        length -= n;
+    }
+}
+
+static bool is_bad(const struct ram_disk *disk, const struct iovec *iov, int iovcnt,
+                   uint64_t offset)
+{
+    return disk->bad_length > 0 &&
+           ranges_overlap(offset, iov_length(iov, iovcnt), disk->bad_offset, disk->bad_length);
+}
+
 static void copy_out(const struct ram_disk *disk, const struct iovec *iov, int iovcnt,
                      uint64_t offset)
 {
@@ -81,8 +117,10 @@ static void copy_out(const struct ram_disk *disk, const struct iovec *iov, int i
         uint64_t there = offset < disk->size ? disk->size - offset : 0;
         size_t n = min_u64(iov[i].iov_len, there);
 
-        if (n > 0)
+        if (n > 0 && disk->data)
             memcpy(iov[i].iov_base, disk->data + offset, n);
+        else if (n > 0)
+            fill_pattern(disk, iov[i].iov_base, n, offset);
         memset((uint8_t *)iov[i].iov_base + n, 0, iov[i].iov_len - n);
     }
 }
@@ -93,9 +131,12 @@ static int ram_preadv(struct node *node, const struct iovec *iov, int iovcnt, ui
 
     disk->reads++;
     wait_if_slow(disk);
-    if (disk->read_error == 0)
-        copy_out(disk, iov, iovcnt, offset);
-    return disk->read_error;
+    if (disk->read_error)
+        return disk->read_error;
+    if (is_bad(disk, iov, iovcnt, offset))
+        return -EIO;
+    copy_out(disk, iov, iovcnt, offset);
+    return 0;
 }
 
 static int ram_preadv_nowait(struct node *node, const struct iovec *iov, int iovcnt,
@@ -103,7 +144,7 @@ static int ram_preadv_nowait(struct node *node, const struct iovec *iov, int iov
 {
     struct ram_disk *disk = disk_of(node);
 
-    if (disk->slow || disk->read_error)
+    if (disk->slow || disk->read_error || is_bad(disk, iov, iovcnt, offset))
         return -EAGAIN;
     disk->reads++;
     copy_out(disk, iov, iovcnt, offset);
@@ -118,11 +159,25 @@ static int ram_pwritev(struct node *node, const struct iovec *iov, int iovcnt, u
     wait_if_slow(disk);
     if (disk->write_error)
         return disk->write_error;
+    disk->layout = NULL;
     for (int i = 0; i < iovcnt; offset += iov[i++].iov_len) {
         if (!range_within(offset, iov[i].iov_len, disk->size))
             return -ENOSPC;
+        if (!disk->data)
+            return -EIO;
         memcpy(disk->data + offset, iov[i].iov_base, iov[i].iov_len);
     }
+    return 0;
+}
+
+static int ram_map(struct node *node, uint64_t offset, uint64_t length, struct extent *ret)
+{
+    struct ram_disk *disk = disk_of(node);
+
+    disk->maps++;
+    *ret = (struct extent){.kind = EXTENT_DATA};
+    if (find_hole(disk, offset, length, &ret->length))
+        ret->kind = EXTENT_ZERO;
     return 0;
 }
 
@@ -135,7 +190,9 @@ static int ram_zero(struct node *node, uint64_t offset, uint64_t length, unsigne
     wait_if_slow(disk);
     if (disk->zero_error)
         return disk->zero_error;
-    memset(disk->data + offset, 0, length);
+    disk->changed = length;
+    if (disk->data)
+        memset(disk->data + offset, 0, length);
     return 0;
 }
 
@@ -145,7 +202,9 @@ static int ram_discard(struct node *node, uint64_t offset, uint64_t length)
 
     disk->discards++;
     wait_if_slow(disk);
-    memset(disk->data + offset, 0, length);
+    disk->changed = length;
+    if (disk->data)
+        memset(disk->data + offset, 0, length);
     return 0;
 }
 
@@ -165,6 +224,7 @@ const struct driver driver_ram = {
     .options = ram_options,
     .open = ram_open,
     .close = ram_close,
+    .map = ram_map,
     .zero = ram_zero,
     .discard = ram_discard,
     .flush = ram_flush,
@@ -177,7 +237,7 @@ static const struct magic ram_format_magics[] = {{512, 6, "RAMFMT"}, {0}};
 static const struct driver driver_ram_format = {
     .name = "ramfmt", .kind = DRIVER_FORMAT, .magics = ram_format_magics};
 
-const struct driver *const ram_drivers[] = {&driver_ram, &driver_ram_format, NULL};
+const struct driver *const ram_drivers[] = {&driver_ram, &driver_raw, &driver_ram_format, NULL};
 
 void ram_disk_init(struct ram_disk *disk, uint64_t size)
 {
@@ -185,6 +245,22 @@ void ram_disk_init(struct ram_disk *disk, uint64_t size)
     if (!disk->data)
         test_die("out of memory for a disk of %llu bytes", (unsigned long long)size);
     list_init(&disk->waiting);
+}
+
+void ram_disk_init_pattern(struct ram_disk *disk, uint64_t size)
+{
+    *disk = (struct ram_disk){.size = size};
+    list_init(&disk->waiting);
+}
+
+void ram_disk_set_layout(struct ram_disk *disk, const char *layout, uint64_t unit)
+{
+    disk->layout = layout;
+    disk->unit = unit;
+    for (uint64_t at = 0, n; disk->data && at < disk->size; at += n) {
+        if (find_hole(disk, at, disk->size - at, &n))
+            memset(disk->data + at, 0, n);
+    }
 }
 
 void ram_disk_fini(struct ram_disk *disk)
@@ -196,7 +272,8 @@ void ram_disk_fini(struct ram_disk *disk)
 struct node *ram_disk_open(struct ram_disk *disk, unsigned flags)
 {
     static const struct block_context context = {.drivers = ram_drivers};
-    json_t *tree = json_pack("{s:s, s:I}", "driver", "ram", "disk", (json_int_t)(uintptr_t)disk);
+    json_t *tree = json_pack("{s:s, s:{s:s, s:I}}", "driver", "raw", "file", "driver", "ram",
+                             "disk", (json_int_t)(uintptr_t)disk);
     struct node *node = NULL;
     struct error error = {0};
 

@@ -4,11 +4,14 @@
 
 #include "base/bytes.h"
 #include "base/reactor.h"
+#include "tests/dialogue/layer_driver.h"
 #include "tests/support/support.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -40,10 +43,15 @@ static int open_export(void *arg)
 {
     struct rig *rig = arg;
 
-    rig->node = ram_disk_open(&rig->disk, rig->node_flags);
+    rig->node = rig->options->layer ? layer_open(rig->options->layer)
+                                    : ram_disk_open(&rig->disk, rig->node_flags);
     rig->nbd_export = nbd_export_new("disk", NULL, rig->node, rig->read_only, true);
     if (!rig->nbd_export)
         test_die("out of memory for an export");
+    rig->nbd_export->allocation_depth = rig->options->allocation_depth;
+    if (rig->options->bitmap &&
+        nbd_export_add_bitmap(rig->nbd_export, rig->options->bitmap, NULL) < 0)
+        test_die("there is no bitmap '%s'", rig->options->bitmap);
     list_append(&rig->exports.list, &rig->nbd_export->link);
     rig->exports.default_export = rig->nbd_export;
     return 0;
@@ -65,16 +73,26 @@ void rig_init(struct rig *rig, const struct rig_options *options)
     const struct nbd_server_events events = {
         .arg = rig, .client_left = on_client_left, .stopped = on_stopped};
 
+    bool read_only;
+
     if (!options)
         options = &defaults;
+    read_only = options->read_only || options->layer;
     config.oldstyle = options->oldstyle;
     config.connections_max = options->connections_max;
-    *rig =
-        (struct rig){.read_only = options->read_only,
-                     .node_flags = options->node_flags | (options->read_only ? 0 : NODE_WRITABLE)};
+    config.connections_of_one = options->connections_of_one;
+    config.idle_limit_ns = options->idle_limit_ns;
+    *rig = (struct rig){.read_only = read_only,
+                        .node_flags = options->node_flags | (read_only ? 0 : NODE_WRITABLE),
+                        .options = options};
     if (reactor_init(NULL) < 0)
         test_die("cannot start the loop");
-    ram_disk_init(&rig->disk, options->size);
+    if (options->pattern)
+        ram_disk_init_pattern(&rig->disk, options->size);
+    else
+        ram_disk_init(&rig->disk, options->size);
+    if (options->layout)
+        ram_disk_set_layout(&rig->disk, options->layout, options->unit);
     nbd_exports_init(&rig->exports);
     reactor_run_coroutine(open_export, rig);
     rig->server = nbd_server_new(&config, &rig->exports, &events);
@@ -135,6 +153,48 @@ void client_enter(struct client *c, struct rig *rig)
     assert_int_equal(c->in.length, 104);
     c->in.length = 0;
     message_free(&m);
+}
+
+static void take(struct client *c, void *data, size_t length)
+{
+    if (data)
+        memcpy(data, c->in.data, length);
+    c->in.length -= length;
+    memmove(c->in.data, c->in.data + length, c->in.length);
+}
+
+/* Takes one reply to an option off. Returns whether it was the ACK of GO. */
+static bool take_option_reply(struct client *c)
+{
+    uint32_t option, type, length;
+
+    assert_true(client_receive(c, NBD_OPTION_REPLY_HEADER_BYTES));
+    option = get_be32(c->in.data + 8);
+    type = get_be32(c->in.data + 12);
+    length = get_be32(c->in.data + 16);
+    assert_false(type & NBD_REPLY_ERROR_BIT);
+    assert_true(client_receive(c, NBD_OPTION_REPLY_HEADER_BYTES + length));
+    if (type == NBD_REP_INFO && get_be16(c->in.data + 20) == NBD_INFO_EXPORT)
+        c->flags = get_be16(c->in.data + 30);
+    take(c, NULL, NBD_OPTION_REPLY_HEADER_BYTES + length);
+    return option == NBD_OPT_GO && type == NBD_REP_ACK;
+}
+
+void client_enter_mode(struct client *c, struct rig *rig, enum nbd_reply_mode mode,
+                       const char *contexts)
+{
+    static const char *const modes[] = {"", "structured;", "extended;"};
+    char script[256];
+
+    client_connect(c, rig);
+    snprintf(script, sizeof(script), "flags 3; %s %s %s; go disk", modes[mode],
+             contexts ? "set disk" : "", contexts ? contexts : "");
+    client_send_script(c, script);
+    assert_true(client_receive(c, 18));
+    take(c, NULL, 18);
+    while (!take_option_reply(c))
+        ;
+    assert_int_equal(c->in.length, 0);
 }
 
 void client_disconnect(struct client *c)
@@ -230,6 +290,12 @@ bool client_receive(struct client *c, size_t length)
     return c->in.length >= length;
 }
 
+void client_take(struct client *c)
+{
+    while (receive_some(c))
+        ;
+}
+
 void client_expect_close(struct client *c)
 {
     for (int i = 0; i < PATIENCE && !c->closed; i++) {
@@ -246,13 +312,6 @@ void client_expect_silence(struct client *c)
     receive_some(c);
     assert_int_equal(c->in.length, 0);
     assert_false(c->closed);
-}
-
-static void take(struct client *c, void *data, size_t length)
-{
-    memcpy(data, c->in.data, length);
-    c->in.length -= length;
-    memmove(c->in.data, c->in.data + length, c->in.length);
 }
 
 uint32_t client_reply(struct client *c, uint64_t *ret_cookie, void *data, size_t length)
@@ -279,6 +338,55 @@ void client_expect(struct client *c, uint64_t cookie, uint32_t error)
 
     assert_int_equal(client_reply(c, &got, NULL, 0), error);
     assert_int_equal(got, cookie);
+}
+
+void client_ask(struct client *c, struct exchange *x, const struct nbd_request *request,
+                const void *data, size_t payload)
+{
+    struct message m = {0};
+
+    exchange_expect(x, request);
+    exchange_request(&m, x->mode, request);
+    message_bytes(&m, data, payload);
+    client_send_message(c, &m);
+    message_free(&m);
+}
+
+void client_await(struct client *c, struct exchange *x)
+{
+    for (int i = 0; i < PATIENCE && x->done < x->count; i++) {
+        struct byte_reader in = byte_reader_of(c->in.data, c->in.length);
+        bool whole = exchange_read(x, &in);
+        size_t used = c->in.length - in.left;
+
+        if (!whole)
+            fail_msg("a reply breaks the rules: %s", x->broken);
+        if (used > 0)
+            i = 0;
+        take(c, NULL, used);
+        reactor_poll(false);
+        while (receive_some(c))
+            i = 0;
+    }
+    assert_int_equal(x->done, x->count);
+}
+
+void client_expect_log(struct client *c, enum nbd_reply_mode mode,
+                       const struct nbd_request *request, const char *log)
+{
+    uint8_t *payload = calloc(1, request->payload + 1);
+    struct exchange x;
+
+    assert_non_null(payload);
+    exchange_init(&x, mode);
+    client_ask(c, &x, request, payload, request->payload);
+    client_await(c, &x);
+    if (strcmp(answer_log(&x.answers[0]), log) != 0)
+        fail_msg("%s flags 0x%x of %" PRIu64 " bytes at %" PRIu64 ":\n  answered %s\n  expected %s",
+                 nbd_command_name(request->command), request->flags, request->length,
+                 request->offset, answer_log(&x.answers[0]), log);
+    exchange_free(&x);
+    free(payload);
 }
 
 void client_expect_data(struct client *c, uint64_t cookie, const void *data, size_t length)

@@ -7,8 +7,11 @@
 #define EVNBD_TESTS_RIG_H
 
 #include "nbd/server.h"
+#include "tests/dialogue/exchange.h"
 #include "tests/dialogue/message.h"
 #include "tests/dialogue/ram_driver.h"
+
+struct layer;
 
 #define RIG_LIMIT_NS INT64_C(10000000000)
 
@@ -23,6 +26,7 @@ struct rig {
     bool stopped;
     unsigned node_flags;
     bool read_only;
+    const struct rig_options *options; /* while it starts */
 };
 
 struct rig_options {
@@ -31,6 +35,14 @@ struct rig_options {
     unsigned connections_max;
     bool oldstyle;
     unsigned node_flags; /* besides NODE_WRITABLE */
+    unsigned connections_of_one;
+    int64_t idle_limit_ns;
+    const char *layout; /* of the disk, in units of `unit` bytes, see ram_driver.h */
+    uint64_t unit;
+    bool pattern;          /* a disk without data, of any size */
+    bool allocation_depth; /* is offered */
+    struct layer *layer;   /* what is served instead of the disk; read-only */
+    const char *bitmap;    /* of the layer, is offered */
 };
 
 /* Starts the loop and the server. `options` NULL: a writable disk of 1 MiB. */
@@ -46,11 +58,18 @@ struct client {
     int fd;
     struct message in; /* received and not taken */
     bool closed;       /* the server has closed its side */
+    uint16_t flags;    /* of transmission, as told in client_enter_mode() */
 };
 
 void client_connect(struct client *c, struct rig *rig);
 /* Connects and brings the handshake behind it. */
 void client_enter(struct client *c, struct rig *rig);
+/*
+ * The same in another mode; `contexts` (NULL: none) are selected, names with spaces between.  What
+ * the export's flags are in this session is in c->flags.
+ */
+void client_enter_mode(struct client *c, struct rig *rig, enum nbd_reply_mode mode,
+                       const char *contexts);
 void client_disconnect(struct client *c);
 /* Resets: with unread data in the socket the server sees ECONNRESET. */
 void client_free(struct client *c);
@@ -67,6 +86,8 @@ void client_request(struct client *c, uint16_t command, uint16_t flags, uint64_t
 
 /* Pumps and receives until `length` bytes are there, or nothing more comes. Returns whether. */
 bool client_receive(struct client *c, size_t length);
+/* Receives what is there already. */
+void client_take(struct client *c);
 /* Receives what comes until the server closes; fails when it does not. */
 void client_expect_close(struct client *c);
 /* Pumps; then nothing may have come and the connection is open. */
@@ -75,6 +96,14 @@ void client_expect_silence(struct client *c);
 uint32_t client_reply(struct client *c, uint64_t *ret_cookie, void *data, size_t length);
 /* Takes a reply off that must be this one. */
 void client_expect(struct client *c, uint64_t cookie, uint32_t error);
+/* Sends a request of the exchange, `payload` bytes of `data` behind it, and expects its answer. */
+void client_ask(struct client *c, struct exchange *x, const struct nbd_request *request,
+                const void *data, size_t payload);
+/* Receives until all that was asked is answered, by the rules. */
+void client_await(struct client *c, struct exchange *x);
+/* Asks this alone, with a payload of as many zeroes as the request says, and compares the log. */
+void client_expect_log(struct client *c, enum nbd_reply_mode mode,
+                       const struct nbd_request *request, const char *log);
 void client_expect_data(struct client *c, uint64_t cookie, const void *data, size_t length);
 
 #endif

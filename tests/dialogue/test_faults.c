@@ -131,12 +131,30 @@ static void test_without_options(void **state)
              true);
 }
 
+/* A client that says nothing before it has read the greeting gets all of it. */
+static void test_greeting_in_pieces(void **state)
+{
+    struct rig rig;
+    struct client c;
+
+    fault_install();
+    fault_arm(&(struct fault_plan){0});
+    rig_init(&rig, NULL);
+    fault_arm(&(struct fault_plan){.calls = FAULT_SENDMSG, .nth = 1, .short_to = 5});
+    client_connect(&c, &rig);
+    assert_true(client_receive(&c, 18));
+    assert_true(fault_fired());
+    client_free(&c);
+    rig_fini(&rig);
+    fault_remove();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_interrupted),     cmocka_unit_test(test_not_ready_after_all),
         cmocka_unit_test(test_cut_short),       cmocka_unit_test(test_broken),
-        cmocka_unit_test(test_without_options),
+        cmocka_unit_test(test_without_options), cmocka_unit_test(test_greeting_in_pieces),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

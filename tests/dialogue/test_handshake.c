@@ -1,13 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/*
- * Dialogues of the handshake.  Each is replayed whole, byte by byte, and cut in two at every place;
- * the server must say the same in all of them.
- */
-#include "nbd/handshake.h"
-
-#include "tests/dialogue/message.h"
-#include "tests/dialogue/transcript.h"
-#include "tests/support/support.h"
+/* Dialogues of the handshake, but for metadata contexts. */
+#include "tests/dialogue/dialogue.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -18,9 +11,10 @@
 #include <cmocka.h>
 
 #define DISK 5000000001
-#define DISK_EXPORT "5000000001 0xded"
+#define DISK_EXPORT "5000000001 0xd6d"
+#define DISK_EXPORT_DF "5000000001 0xded"
 #define BLOCK_SIZE "BLOCK_SIZE 1 65536 33554432"
-#define CD_EXPORT "10 0x48f"
+#define CD_EXPORT "10 0x40f"
 #define CD_BLOCK_SIZE "BLOCK_SIZE 1 4096 33554432"
 
 struct fixture {
@@ -36,13 +30,13 @@ static void fixture_init(struct fixture *f)
     f->disk = (struct nbd_export){.name = disk_name,
                                   .description = disk_text,
                                   .size = DISK,
-                                  .flags = 0xded,
+                                  .flags = 0xd6d,
                                   .block_min = 1,
                                   .block_preferred = 65536,
                                   .block_max = NBD_PAYLOAD_MAX};
     f->cd = (struct nbd_export){.name = cd_name,
                                 .size = 10,
-                                .flags = 0x48f,
+                                .flags = 0x40f,
                                 .block_min = 1,
                                 .block_preferred = 4096,
                                 .block_max = NBD_PAYLOAD_MAX,
@@ -52,127 +46,12 @@ static void fixture_init(struct fixture *f)
     f->exports.default_export = &f->cd;
 }
 
-/* ---- Replaying ---- */
-
-/* One session that is fed as a connection feeds it: what is not used comes again, with more. */
-struct session {
-    struct nbd_handshake hs;
-    struct message said, kept;
-};
-
-static void session_collect(struct session *s)
-{
-    message_bytes(&s->said, s->hs.output.data, s->hs.output.length);
-    s->hs.output.length = 0;
-}
-
-static void session_feed(struct session *s, const uint8_t *data, size_t length)
-{
-    size_t used = 0, n;
-
-    message_bytes(&s->kept, data, length);
-    do {
-        /* A copy of the exact size, so that reading past its end is seen. */
-        size_t left = s->kept.length - used;
-        uint8_t *copy = malloc(left ? left : 1);
-
-        assert_non_null(copy);
-        if (left > 0)
-            memcpy(copy, s->kept.data + used, left);
-        n = nbd_handshake_input(&s->hs, copy, left);
-        free(copy);
-        assert_true(n <= left);
-        used += n;
-        session_collect(s);
-    } while (n > 0);
-    memmove(s->kept.data, s->kept.data + used, s->kept.length - used);
-    s->kept.length -= used;
-}
-
-static void session_init(struct session *s, const struct fixture *f, bool oldstyle, bool stopping)
-{
-    *s = (struct session){0};
-    nbd_handshake_init(&s->hs, &f->exports, oldstyle);
-    s->hs.shutting_down = stopping;
-    session_collect(s);
-}
-
-static void session_fini(struct session *s)
-{
-    nbd_handshake_fini(&s->hs);
-    message_free(&s->said);
-    message_free(&s->kept);
-}
-
-/* Where the session has come to. */
-static void end_of(const struct session *s, char *text, size_t size)
-{
-    if (s->hs.state == NBD_HANDSHAKE_DONE)
-        snprintf(text, size, " -> transmission %s, %zu left", s->hs.chosen->name, s->kept.length);
-    else if (s->hs.state == NBD_HANDSHAKE_CLOSED)
-        snprintf(text, size, " -> closed%s", s->hs.reason.text[0] ? "" : " quietly");
-    else
-        snprintf(text, size, "%s", "");
-}
-
-struct dialogue {
-    const char *client; /* script */
-    const char *server; /* transcript, and where it leads */
-    bool oldstyle, stopping, no_default;
-};
-
-static void check_end(const struct session *s, const struct dialogue *d, char **ret_text)
-{
-    char *text = transcript_of(s->said.data, s->said.length, d->oldstyle), end[128];
-
-    end_of(s, end, sizeof(end));
-    if (asprintf(ret_text, "%s%s", text, end) < 0)
-        test_die("out of memory");
-    free(text);
-}
-
-/* Replays in pieces: the first ends at `cut`, the others (if `step`) are so long. */
-static void replay(const struct fixture *f, const struct dialogue *d, const struct message *m,
-                   size_t cut, size_t step)
-{
-    struct session s;
-    char *text;
-
-    session_init(&s, f, d->oldstyle, d->stopping);
-    for (size_t at = 0, end = cut; at < m->length; at = end, end += step ? step : m->length) {
-        if (end > m->length)
-            end = m->length;
-        session_feed(&s, m->data + at, end - at);
-    }
-    check_end(&s, d, &text);
-    assert_string_equal(text, d->server);
-    free(text);
-    session_fini(&s);
-}
-
-static void check_dialogue(const struct dialogue *d)
-{
-    struct fixture f;
-    struct message m = {0};
-
-    fixture_init(&f);
-    if (d->no_default)
-        f.exports.default_export = NULL;
-    message_script(&m, d->client);
-    replay(&f, d, &m, m.length, 0);
-    /* Long ones only differ in the length of their data. */
-    if (m.length < 2000) {
-        replay(&f, d, &m, 1, 1);
-        for (size_t cut = 1; cut < m.length; cut++)
-            replay(&f, d, &m, cut, 0);
-    }
-    message_free(&m);
-}
-
 static void check_table(const struct dialogue *table, size_t count)
 {
-    for (size_t i = 0; i < count; i++)
-        check_dialogue(&table[i]);
+    struct fixture f;
+
+    fixture_init(&f);
+    check_dialogues(&f.exports, table, count);
 }
 
 /* ---- Dialogues ---- */
@@ -244,10 +123,8 @@ static void test_refusals(void **state)
 {
     static const struct dialogue table[] = {
         {"flags 3; option 5; abort", "greeting; STARTTLS ERR_POLICY; ABORT ACK -> closed quietly"},
-        {"flags 3; option 8; option 10 4; hex 00000000; option 9; option 11; option 4; abort",
-         "greeting; STRUCTURED_REPLY ERR_UNSUP; SET_META_CONTEXT ERR_UNSUP; LIST_META_CONTEXT "
-         "ERR_UNSUP; EXTENDED_HEADERS ERR_UNSUP; PEEK_EXPORT ERR_UNSUP; ABORT ACK -> closed "
-         "quietly"},
+        {"flags 3; option 4; option 12; abort",
+         "greeting; PEEK_EXPORT ERR_UNSUP; unknown ERR_UNSUP; ABORT ACK -> closed quietly"},
         {"flags 3; option 0; option 77 5; fill 5 0xff; option 0xffffffff; list",
          "greeting; unknown ERR_UNSUP; unknown ERR_UNSUP; unknown ERR_UNSUP; LIST SERVER 'disk' "
          "'the first disk'; LIST SERVER 'caf\xc3\xa9'; LIST ACK"},
@@ -261,6 +138,49 @@ static void test_refusals(void **state)
         {"flags 3; option 7 0x80000000", "greeting; GO ERR_TOO_BIG -> closed"},
         {"flags 3; option 7 0xffffffff; list", "greeting; GO ERR_TOO_BIG -> closed"},
         {"flags 3; option 1 0xffffffff", "greeting -> closed"},
+    };
+
+    check_table(table, ARRAY_SIZE(table));
+}
+
+/* The kind of replies: raised once each, told by the flags, and never lowered. */
+static void test_modes(void **state)
+{
+    static const struct dialogue table[] = {
+        {"flags 3; structured; go disk",
+         "greeting; STRUCTURED_REPLY ACK; GO INFO EXPORT " DISK_EXPORT_DF "; GO INFO " BLOCK_SIZE
+         "; GO ACK -> transmission disk, 0 left, structured 0x0"},
+        {"flags 3; structured; name disk", "greeting; STRUCTURED_REPLY ACK; export " DISK_EXPORT_DF
+                                           " -> transmission disk, 0 left, structured 0x0"},
+        {"flags 3; extended; info disk; go disk",
+         "greeting; EXTENDED_HEADERS ACK; INFO INFO EXPORT " DISK_EXPORT_DF
+         "; INFO INFO " BLOCK_SIZE "; INFO ACK; GO INFO EXPORT " DISK_EXPORT_DF
+         "; GO INFO " BLOCK_SIZE "; GO ACK -> transmission disk, 0 left, extended 0x0"},
+        {"flags 3; structured; extended; go disk",
+         "greeting; STRUCTURED_REPLY ACK; EXTENDED_HEADERS ACK; GO INFO EXPORT " DISK_EXPORT_DF
+         "; GO INFO " BLOCK_SIZE "; GO ACK -> transmission disk, 0 left, extended 0x0"},
+        {"flags 3; structured; structured; extended; extended; structured; abort",
+         "greeting; STRUCTURED_REPLY ACK; STRUCTURED_REPLY ERR_INVALID; EXTENDED_HEADERS ACK; "
+         "EXTENDED_HEADERS ERR_INVALID; STRUCTURED_REPLY ERR_EXT_HEADER_REQD; ABORT ACK -> closed "
+         "quietly"},
+        {"flags 3; info disk; structured; info disk",
+         "greeting; INFO INFO EXPORT " DISK_EXPORT "; INFO INFO " BLOCK_SIZE
+         "; INFO ACK; STRUCTURED_REPLY ACK; INFO INFO EXPORT " DISK_EXPORT_DF
+         "; INFO INFO " BLOCK_SIZE "; INFO ACK"},
+        /* With data they do nothing, and the session stays in step. */
+        {"flags 3; option 8 4; hex 49484156; option 11 1; hex 00; go disk",
+         "greeting; STRUCTURED_REPLY ERR_INVALID; EXTENDED_HEADERS ERR_INVALID; GO INFO "
+         "EXPORT " DISK_EXPORT "; GO INFO " BLOCK_SIZE "; GO ACK -> transmission disk, 0 left"},
+        /* EXPORT_NAME cannot follow extended headers. */
+        {"flags 3; extended; name disk", "greeting; EXTENDED_HEADERS ACK -> closed"},
+        {"flags 3; extended; name nodisk", "greeting; EXTENDED_HEADERS ACK -> closed"},
+        {.client = "flags 3; structured; extended; set disk; listmeta disk; abort",
+         .server = "greeting; STRUCTURED_REPLY ERR_SHUTDOWN; EXTENDED_HEADERS ERR_SHUTDOWN; "
+                   "SET_META_CONTEXT ERR_SHUTDOWN; LIST_META_CONTEXT ERR_SHUTDOWN; ABORT ACK -> "
+                   "closed quietly",
+         .stopping = true},
+        {"flags 2; structured", "greeting -> closed"},
+        {"flags 0; extended", "greeting -> closed"},
     };
 
     check_table(table, ARRAY_SIZE(table));
@@ -333,7 +253,7 @@ static void test_each_unknown_client_flag(void **state)
         char script[64];
 
         snprintf(script, sizeof(script), "flags 0x%x; list", 3 | 1U << bit);
-        check_dialogue(&(struct dialogue){script, "greeting -> closed"});
+        check_table(&(struct dialogue){script, "greeting -> closed"}, 1);
     }
 }
 
@@ -353,7 +273,7 @@ static void test_shutting_down(void **state)
 static void test_oldstyle(void **state)
 {
     static const struct dialogue table[] = {
-        {"hex 25609513", "oldstyle 10 0x48f zeroes -> transmission caf\xc3\xa9, 4 left",
+        {"hex 25609513", "oldstyle 10 0x40f zeroes -> transmission caf\xc3\xa9, 4 left",
          .oldstyle = true},
         {"", " -> closed", .oldstyle = true, .no_default = true},
     };
@@ -366,22 +286,22 @@ static void test_oldstyle(void **state)
 static void test_option_limit(void **state)
 {
     struct fixture f;
-    struct session s;
+    struct server_session s;
     struct message m = {0};
 
     fixture_init(&f);
-    session_init(&s, &f, false, false);
+    server_session_init(&s, &f.exports, false, false);
     message_script(&m, "flags 3");
     for (int i = 0; i < NBD_OPTIONS_MAX; i++)
         message_script(&m, "go nodisk");
-    session_feed(&s, m.data, m.length);
+    server_session_feed(&s, m.data, m.length);
     assert_int_equal(s.hs.state, NBD_HANDSHAKE_OPTIONS);
     m.length = 0;
     message_script(&m, "list");
-    session_feed(&s, m.data, m.length);
+    server_session_feed(&s, m.data, m.length);
     assert_int_equal(s.hs.state, NBD_HANDSHAKE_CLOSED);
     assert_non_null(strstr(s.hs.reason.text, "1000"));
-    session_fini(&s);
+    server_session_fini(&s);
     message_free(&m);
 }
 
@@ -422,36 +342,31 @@ static void test_output_is_bounded(void **state)
 static void test_error_text(void **state)
 {
     struct fixture f;
-    struct session s;
+    struct server_session s;
     struct message m = {0};
     char *text;
 
     fixture_init(&f);
-    session_init(&s, &f, false, false);
+    server_session_init(&s, &f.exports, false, false);
     message_script(&m, "flags 3; go my%0adisk");
-    session_feed(&s, m.data, m.length);
+    server_session_feed(&s, m.data, m.length);
     text = strndup((char *)s.said.data + 18 + 20, s.said.length - 18 - 20);
     assert_non_null(text);
     assert_non_null(strstr(text, "'my\\x0adisk'"));
     free(text);
-    session_fini(&s);
+    server_session_fini(&s);
     message_free(&m);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sessions),
-        cmocka_unit_test(test_export_name),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_broken_go),
-        cmocka_unit_test(test_hostile_names),
-        cmocka_unit_test(test_strangers),
-        cmocka_unit_test(test_each_unknown_client_flag),
-        cmocka_unit_test(test_shutting_down),
-        cmocka_unit_test(test_oldstyle),
-        cmocka_unit_test(test_option_limit),
-        cmocka_unit_test(test_output_is_bounded),
+        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_export_name),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_modes),
+        cmocka_unit_test(test_broken_go),     cmocka_unit_test(test_hostile_names),
+        cmocka_unit_test(test_strangers),     cmocka_unit_test(test_each_unknown_client_flag),
+        cmocka_unit_test(test_shutting_down), cmocka_unit_test(test_oldstyle),
+        cmocka_unit_test(test_option_limit),  cmocka_unit_test(test_output_is_bounded),
         cmocka_unit_test(test_error_text),
     };
 

@@ -248,6 +248,7 @@ static void test_many_handshakes(void **state)
     struct client good;
     unsigned closed = 0;
 
+    sim_clock_install();
     rig_init(&rig, NULL);
     for (int i = 0; i < COUNT; i++) {
         client_connect(&c[i], &rig);
@@ -268,6 +269,7 @@ static void test_many_handshakes(void **state)
     client_free(&good);
     rig_await_no_clients(&rig);
     rig_fini(&rig);
+    sim_clock_remove();
 }
 
 /* Pipelined options beyond the number allowed. */
@@ -321,6 +323,69 @@ static void test_connections_max(void **state)
     sim_clock_remove();
 }
 
+/* ---- Idle clients ---- */
+
+/* The seconds until the server has no connection any more, at most `limit`. */
+static int64_t seconds_until_gone(struct rig *rig, int64_t limit)
+{
+    int64_t start = sim_clock_now();
+
+    while (nbd_server_connections(rig->server) > 0 && sim_clock_now() - start < limit * SECOND)
+        sim_clock_poll();
+    return (sim_clock_now() - start) / SECOND;
+}
+
+static void test_idle_client(void **state)
+{
+    const struct rig_options options = {.size = 4096, .idle_limit_ns = 30 * SECOND};
+    struct rig rig;
+    struct client c;
+
+    sim_clock_install();
+    rig_init(&rig, &options);
+    client_enter(&c, &rig);
+    for (int i = 0; i < 10; i++) {
+        sim_clock_advance(20 * SECOND);
+        client_request(&c, NBD_CMD_READ, 0, 1, 0, 1);
+        client_expect_data(&c, 1, "\0", 1);
+    }
+    /* As long as a request runs the client is not idle, and its time starts with the reply. */
+    rig.disk.slow = true;
+    client_request(&c, NBD_CMD_READ, 0, 2, 0, 1);
+    rig_pump();
+    assert_in_range(seconds_until_gone(&rig, 200), 200, 230);
+    rig.disk.slow = false;
+    ram_disk_release_all(&rig.disk);
+    client_expect_data(&c, 2, "\0", 1);
+    assert_in_range(seconds_until_gone(&rig, 200), 29, 31);
+    client_expect_close(&c);
+    assert_int_equal(c.in.length, 0);
+    client_free(&c);
+    rig_fini(&rig);
+    sim_clock_remove();
+}
+
+/* A payload that does not come is the client's silence, not work of the server. */
+static void test_idle_within_a_payload(void **state)
+{
+    const struct rig_options options = {.size = 4096, .idle_limit_ns = 30 * SECOND};
+    struct rig rig;
+    struct client c;
+
+    sim_clock_install();
+    rig_init(&rig, &options);
+    client_enter(&c, &rig);
+    client_request(&c, NBD_CMD_WRITE, 0, 1, 0, 512);
+    client_send_script(&c, "fill 100 1");
+    rig_pump();
+    assert_in_range(seconds_until_gone(&rig, 200), 29, 31);
+    client_expect_close(&c);
+    assert_int_equal(rig.disk.writes, 0);
+    client_free(&c);
+    rig_fini(&rig);
+    sim_clock_remove();
+}
+
 /* ---- Stop ---- */
 
 /* A payload that never comes is waited for until the limit. */
@@ -358,6 +423,7 @@ int main(void)
         cmocka_unit_test(test_silent_client),      cmocka_unit_test(test_slow_handshake),
         cmocka_unit_test(test_many_handshakes),    cmocka_unit_test(test_endless_options),
         cmocka_unit_test(test_connections_max),    cmocka_unit_test(test_stop_limit),
+        cmocka_unit_test(test_idle_client),        cmocka_unit_test(test_idle_within_a_payload),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

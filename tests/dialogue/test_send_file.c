@@ -194,6 +194,116 @@ static void test_file_shrinks(void **state)
     teardown(&f);
 }
 
+static const enum nbd_reply_mode chunked[] = {NBD_MODE_STRUCTURED, NBD_MODE_EXTENDED};
+
+/* In chunks, and as one. */
+static void check_chunked_reads(struct file_rig *f, enum nbd_reply_mode mode, uint16_t flags)
+{
+    static const uint32_t lengths[] = {4096, 65536, 65537, 262144, 1000001, 3 << 20};
+    struct exchange x;
+    struct client c;
+
+    client_enter_mode(&c, &f->rig, mode, NULL);
+    exchange_init(&x, mode);
+    for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++)
+        client_ask(&c, &x,
+                   &(struct nbd_request){
+                       .flags = flags, .cookie = i, .offset = 1234 - i, .length = lengths[i]},
+                   NULL, 0);
+    client_await(&c, &x);
+    for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++) {
+        assert_int_equal(x.answers[i].error, NBD_SUCCESS);
+        assert_memory_equal(x.answers[i].data, f->contents + 1234 - i, lengths[i]);
+    }
+    exchange_free(&x);
+    client_free(&c);
+}
+
+static void test_chunked_reads(void **state)
+{
+    struct file_rig f;
+
+    setup(&f, 0);
+    for (unsigned i = 0; i < 4; i++) {
+        files_sent = 0;
+        check_chunked_reads(&f, chunked[i & 1], i & 2 ? NBD_CMD_FLAG_DF : 0);
+        assert_true(files_sent >= 4);
+    }
+    teardown(&f);
+}
+
+/* A hole in the file is a hole for the client. */
+static void test_sparse_file(void **state)
+{
+    struct file_rig f;
+    struct client c;
+
+    setup(&f, NODE_WRITABLE | NODE_UNMAP);
+    client_enter_mode(&c, &f.rig, NBD_MODE_STRUCTURED, NULL);
+    client_expect_log(&c, NBD_MODE_STRUCTURED,
+                      &(struct nbd_request){
+                          .command = NBD_CMD_WRITE_ZEROES, .offset = 1 << 20, .length = 1 << 20},
+                      "simple done");
+    client_expect_log(&c, NBD_MODE_STRUCTURED, &(struct nbd_request){.length = 3 << 20},
+                      "data 0+1048576; hole 1048576+1048576; data 2097152+1048576; none done");
+    client_free(&c);
+    teardown(&f);
+}
+
+#define LONG_BYTES (2 << 20)
+
+/* Reads eight times; behind the first megabyte the file ends while that goes on. */
+static void cut_in_the_middle(struct file_rig *f, struct client *c, struct exchange *x,
+                              uint16_t flags)
+{
+    exchange_init(x, x->mode);
+    for (unsigned i = 0; i < 8; i++)
+        client_ask(c, x,
+                   &(struct nbd_request){
+                       .flags = flags, .cookie = i, .offset = 4096, .length = LONG_BYTES},
+                   NULL, 0);
+    rig_pump();
+    assert_int_equal(truncate(f->path, 1 << 20), 0);
+    client_await(c, x);
+}
+
+/*
+ * Where errors can be told later, the file that is cut while it is sent is no reason to end the
+ * connection: the chunk is filled up, and an error names the place.
+ */
+static void test_file_shrinks_in_a_chunk(void **state)
+{
+    for (unsigned i = 0; i < 4; i++) {
+        enum nbd_reply_mode mode = chunked[i & 1];
+        struct exchange x = {.mode = mode};
+        struct file_rig f;
+        struct client c;
+        unsigned padded = 0;
+
+        setup(&f, 0);
+        client_enter_mode(&c, &f.rig, mode, NULL);
+        cut_in_the_middle(&f, &c, &x, i & 2 ? NBD_CMD_FLAG_DF : 0);
+        /* Those that had begun were promised whole; those that came later need not promise. */
+        for (unsigned k = 0; k < 8; k++) {
+            struct answer *a = &x.answers[k];
+
+            padded += a->error && a->covered == LONG_BYTES;
+            if (a->data) /* what was sent and cut before it was taken may be zeroes by then */
+                assert_memory_equal(a->data, f.contents + 4096, (1 << 20) - 4096);
+            if (a->error && a->data)
+                assert_non_null(strstr(answer_log(a), "; error EIO at "));
+            if (a->error && a->covered == LONG_BYTES)
+                assert_non_null(strstr(a->text, "shorter"));
+        }
+        assert_in_range(padded, 1, 8);
+        client_expect_log(&c, mode, &(struct nbd_request){.length = 1 << 20},
+                          "data 0+1048576; none done");
+        exchange_free(&x);
+        client_free(&c);
+        teardown(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -201,6 +311,9 @@ int main(void)
         cmocka_unit_test(test_mixed),
         cmocka_unit_test(test_storage_reused),
         cmocka_unit_test(test_file_shrinks),
+        cmocka_unit_test(test_chunked_reads),
+        cmocka_unit_test(test_sparse_file),
+        cmocka_unit_test(test_file_shrinks_in_a_chunk),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -81,6 +81,15 @@ static void info_fields(struct transcript *t, struct byte_reader *data)
     }
 }
 
+static void context_fields(struct transcript *t, struct byte_reader *data)
+{
+    fprintf(t->out, " %" PRIu32, byte_reader_be32(data));
+    if (!printable(data->data, data->left))
+        fputs(" BAD name", t->out);
+    quoted(t, data->data, data->left);
+    data->left = 0;
+}
+
 static void option_reply(struct transcript *t)
 {
     uint32_t option, type, length;
@@ -105,6 +114,8 @@ static void option_reply(struct transcript *t)
         server_fields(t, &data);
     else if (type == NBD_REP_INFO)
         info_fields(t, &data);
+    else if (type == NBD_REP_META_CONTEXT)
+        context_fields(t, &data);
     if (data.failed || data.left > 0)
         fputs(" BAD length", t->out);
 }

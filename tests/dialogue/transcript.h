@@ -7,6 +7,7 @@
  *   LIST SERVER 'name' 'text'       replies: option, type, fields
  *   GO INFO EXPORT SIZE 0xFLAGS
  *   GO INFO BLOCK_SIZE MIN PREFERRED MAX
+ *   SET_META_CONTEXT META_CONTEXT ID 'name'
  *   GO ERR_UNKNOWN                  errors; their text is only checked
  *   export SIZE 0xFLAGS [zeroes]    the answer to EXPORT_NAME
  */

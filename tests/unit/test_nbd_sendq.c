@@ -146,6 +146,14 @@ static void test_side_by_side(void **state)
     fixture_fini(&f);
 }
 
+/* A piece of the file; its place in the export is the one in the file, and 5000 more. */
+static void put_file(struct fixture *f, uint64_t offset, size_t length)
+{
+    const struct block_extent file = {77, offset, length};
+
+    nbd_sendq_file(&f->q, &file, &(struct nbd_file_use){0xc00c1e, 5000, 5000 + offset});
+}
+
 static void test_given_back_reservation(void **state)
 {
     struct fixture f;
@@ -185,7 +193,7 @@ static void test_mixed_in_pieces(void **state)
             put(&f, (uint8_t)i, 16);
             expected += 16 + n;
             if (i % 3 == 0) {
-                nbd_sendq_file(&f.q, 77, 1000 * (uint64_t)i, n);
+                put_file(&f, 1000 * (uint64_t)i, n);
             } else if (i % 3 == 1) {
                 uint8_t *buffer = buffer_get(n);
 
@@ -240,7 +248,7 @@ static void test_more_before_file(void **state)
 
     fixture_init(&f);
     put(&f, 1, 16);
-    nbd_sendq_file(&f.q, 77, 0, 5);
+    put_file(&f, 0, 5);
     put(&f, 2, 16);
     assert_int_equal(send_all(&f), 0);
     assert_int_equal(f.out.sends, 2);
@@ -288,7 +296,7 @@ static void test_errors(void **state)
     fixture_init(&f);
     f.out.file_size = 1000;
     put(&f, 1, 16);
-    nbd_sendq_file(&f.q, 77, 900, 200);
+    put_file(&f, 900, 200);
     assert_int_equal(send_all(&f), 0); /* a short one may go on later */
     f.q.blocked = false;
     assert_int_equal(send_all(&f), -ENODATA);
@@ -296,13 +304,88 @@ static void test_errors(void **state)
     fixture_fini(&f);
 }
 
+/*
+ * Two files that are one part of a reply cannot be read to their end: zeroes go in their place, the
+ * notice behind, and what was queued later comes as it was.
+ */
+static void test_give_up_file(void **state)
+{
+    struct fixture f;
+    struct nbd_file_use use;
+
+    fixture_init(&f);
+    f.out.file_size = 1000;
+    put(&f, 1, 16);
+    put_file(&f, 900, 200);
+    put_file(&f, 1200, 40000);
+    put(&f, 2, 16);
+    put_file(&f, 10, 5);
+    assert_false(nbd_sendq_file_in_front(&f.q, &use));
+    assert_int_equal(send_all(&f), 0);
+    f.q.blocked = false;
+    assert_int_equal(send_all(&f), -ENODATA);
+    assert_true(nbd_sendq_file_in_front(&f.q, &use));
+    assert_int_equal(use.cookie, 0xc00c1e);
+    assert_int_equal(use.request_offset, 5000);
+    assert_int_equal(use.position, 6000);
+    assert_true(nbd_sendq_give_up_file(&f.q, "notice", 6));
+    while (f.q.count > 0) {
+        f.q.blocked = false;
+        f.out.allowance = 777;
+        assert_int_equal(send_all(&f), 0);
+    }
+    assert_int_equal(f.out.length, 16 + 200 + 40000 + 6 + 16 + 5);
+    assert_int_equal(f.out.data[16 + 99], 999 & 0xff);
+    for (size_t i = 16 + 100; i < 16 + 40200; i++)
+        assert_int_equal(f.out.data[i], 0);
+    assert_memory_equal(f.out.data + 16 + 40200, "notice\2\2", 8);
+    assert_memory_equal(f.out.data + 16 + 40200 + 6 + 16, "\n\v\f\r\016", 5);
+    assert_int_equal(f.share.used, 0);
+    fixture_fini(&f);
+}
+
+/* The notice comes at the end of the queue, and in one whose ring is full and wrapped. */
+static void test_give_up_in_a_full_ring(void **state)
+{
+    for (unsigned before = 0; before < 40; before++) {
+        struct fixture f;
+
+        fixture_init(&f);
+        f.out.file_size = 100;
+        for (unsigned i = 0; i < before; i++) {
+            put(&f, 2, 1);
+            put_file(&f, i, 1);
+        }
+        assert_int_equal(send_all(&f), 0);
+        put(&f, 2, 1);
+        put_file(&f, 100, 7);
+        for (unsigned i = 0; i < before; i++) {
+            put(&f, 1, 1);
+            put_file(&f, i, 1);
+        }
+        assert_int_equal(send_all(&f), -ENODATA);
+        assert_true(nbd_sendq_give_up_file(&f.q, "!", 1));
+        assert_int_equal(send_all(&f), 0);
+        assert_int_equal(f.out.length, 4 * before + 9);
+        assert_memory_equal(f.out.data + 2 * before, "\2\0\0\0\0\0\0\0!", 9);
+        for (unsigned i = 0; i < before; i++)
+            assert_int_equal(f.out.data[2 * before + 9 + 2 * i + 1], i);
+        fixture_fini(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_side_by_side),     cmocka_unit_test(test_given_back_reservation),
-        cmocka_unit_test(test_mixed_in_pieces),  cmocka_unit_test(test_more_than_a_chunk),
-        cmocka_unit_test(test_more_before_file), cmocka_unit_test(test_blocked),
+        cmocka_unit_test(test_side_by_side),
+        cmocka_unit_test(test_given_back_reservation),
+        cmocka_unit_test(test_mixed_in_pieces),
+        cmocka_unit_test(test_more_than_a_chunk),
+        cmocka_unit_test(test_more_before_file),
+        cmocka_unit_test(test_blocked),
         cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_give_up_file),
+        cmocka_unit_test(test_give_up_in_a_full_ring),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

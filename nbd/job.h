@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Jobs: requests that may wait, each in a coroutine.  Inside of nbd/.
+ *
+ *   job.c     their memory and their end; commands that change the disk, FLUSH, CACHE
+ *   read.c    READ
+ *   status.c  BLOCK_STATUS
+ */
+#ifndef EVNBD_NBD_JOB_H
+#define EVNBD_NBD_JOB_H
+
+#include "nbd/request.h"
+
+struct nbd_connection;
+
+struct nbd_job {
+    struct list link; /* among the owner's free ones */
+    struct nbd_connection *connection;
+    struct nbd_request request;
+    uint8_t *buffer; /* of buffer_bytes, or NULL */
+    size_t buffer_bytes;
+    uint64_t charged; /* to the connection's share, the buffer included */
+    size_t received;  /* of a WRITE's payload */
+};
+
+/* What the request may need of the connection's share of memory. */
+uint64_t nbd_job_memory(const struct nbd_request *request);
+
+/*
+ * A job, charged with nbd_job_memory(), and with a buffer of that size if `buffer_bytes` is not 0.
+ * NULL: out of memory.
+ */
+struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *request,
+                            size_t buffer_bytes);
+void nbd_job_free(struct nbd_job *job);
+/* Gives a job its buffer later; it is charged for it already. False: out of memory. */
+bool nbd_job_get_buffer(struct nbd_job *job, size_t bytes);
+/* The buffer, which the caller takes over; the job is no longer charged with it. */
+uint8_t *nbd_job_take_buffer(struct nbd_job *job);
+/* Gives up to `bytes` of what the job is charged with back. */
+void nbd_job_uncharge(struct nbd_job *job, uint64_t bytes);
+/* Runs it; it answers and frees itself. */
+void nbd_job_start(struct nbd_job *job);
+
+/* read.c: answers a READ now if it need not wait, else starts a job. */
+void nbd_read_start(struct nbd_connection *c, const struct nbd_request *request);
+/* In the coroutine of a job: run and answer. */
+void nbd_read_run(struct nbd_job *job);
+void nbd_status_run(struct nbd_job *job);
+/* Bytes that a BLOCK_STATUS collects its extents in. */
+size_t nbd_status_bytes(const struct nbd_request *request);
+
+#endif
