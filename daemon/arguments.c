@@ -1,0 +1,465 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The option rows of evnbd and the conflicts between them.  An option that needs an earlier one on
+ * the line is judged while parsing, everything else in arguments_check().
+ */
+#include "daemon/arguments.h"
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/size.h"
+#include "nbd/wire.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+
+#define NOT_GIVEN UINT64_MAX
+
+enum group { GROUP_CONNECTION, GROUP_IMAGE, GROUP_LIST, GROUP_PROCESS };
+
+static const char *const groups[] = {"Connections", "Image", "Listing the exports of a server",
+                                     "Process", NULL};
+
+static const struct cli_word cache_words[] = {
+    {"none", CACHE_NONE},
+    {"off", CACHE_NONE},
+    {"writeback", CACHE_WRITEBACK},
+    {"writethrough", CACHE_WRITETHROUGH},
+    {"directsync", CACHE_DIRECTSYNC},
+    {"unsafe", CACHE_UNSAFE},
+    {NULL, 0},
+};
+
+static const struct cli_word aio_words[] = {
+    {"threads", AIO_THREADS},
+    {"native", AIO_NATIVE},
+    {"io_uring", AIO_IO_URING},
+    {NULL, 0},
+};
+
+static const struct cli_word discard_words[] = {
+    {"ignore", false}, {"off", false}, {"unmap", true}, {"on", true}, {NULL, 0},
+};
+
+static const struct cli_word detect_zeroes_words[] = {
+    {"off", DETECT_ZEROES_OFF},
+    {"on", DETECT_ZEROES_ON},
+    {"unmap", DETECT_ZEROES_UNMAP},
+    {NULL, 0},
+};
+
+static int end_of_parsing(void *target, struct error *error)
+{
+    return 1;
+}
+
+static int after_per_device(void *target, struct error *error)
+{
+    struct arguments *a = target;
+
+    a->per_device = true;
+    return 0;
+}
+
+static int after_detect_zeroes(void *target, struct error *error)
+{
+    const struct arguments *a = target;
+
+    if (a->detect_zeroes == DETECT_ZEROES_UNMAP && !a->discard)
+        return error_set(error, EINVAL,
+                         "setting detect-zeroes to unmap is not allowed without setting discard "
+                         "operation to unmap: put --discard=unmap before it");
+    return 0;
+}
+
+static int after_trace(void *target, struct error *error)
+{
+    struct arguments *a = target;
+
+    if (strcmp(a->traces.items[a->traces.count - 1], "help") != 0)
+        return 0;
+    a->action = ACTION_LIST_TRACE_POINTS;
+    return 1;
+}
+
+#define TARGET(member) .offset = offsetof(struct arguments, member)
+
+static const struct cli_row rows[] = {
+    {.name = "port",
+     .letter = 'p',
+     .argument = "PORT",
+     .kind = CLI_STRING,
+     TARGET(port),
+     .group = GROUP_CONNECTION,
+     .help = "TCP port or service name (default " NBD_DEFAULT_PORT ")"},
+    {.name = "bind",
+     .letter = 'b',
+     .argument = "ADDRESS",
+     .kind = CLI_STRING,
+     TARGET(bind),
+     .group = GROUP_CONNECTION,
+     .help = "IPv4 or IPv6 address or host name to listen on (default 0.0.0.0)"},
+    {.name = "socket",
+     .letter = 'k',
+     .argument = "PATH",
+     .kind = CLI_STRING,
+     TARGET(socket),
+     .group = GROUP_CONNECTION,
+     .help = "listen on a Unix socket at this absolute path, not on TCP"},
+    {.name = "shared",
+     .letter = 'e',
+     .argument = "NUM",
+     .kind = CLI_NUMBER,
+     TARGET(shared),
+     .max = INT32_MAX,
+     .invalid = "Invalid shared device number '",
+     .expected = "a number of clients is needed, 0 for no limit",
+     .group = GROUP_CONNECTION,
+     .help = "serve up to NUM clients at a time, 0 for no limit (default 1)"},
+    {.name = "persistent",
+     .letter = 't',
+     .kind = CLI_FLAG,
+     TARGET(persistent),
+     .group = GROUP_CONNECTION,
+     .help = "go on when the last client has left"},
+    {.name = "export-name",
+     .letter = 'x',
+     .argument = "NAME",
+     .kind = CLI_STRING,
+     TARGET(export_name),
+     .after = after_per_device,
+     .group = GROUP_CONNECTION,
+     .help = "name by which clients ask for the export (default: the empty name)"},
+    {.name = "description",
+     .letter = 'D',
+     .argument = "TEXT",
+     .kind = CLI_STRING,
+     TARGET(description),
+     .after = after_per_device,
+     .group = GROUP_CONNECTION,
+     .help = "text about the export, shown to clients that ask for it"},
+    {.name = "handshake-limit",
+     .argument = "SECONDS",
+     .kind = CLI_NUMBER,
+     TARGET(handshake_limit),
+     .max = INT32_MAX,
+     .invalid = "Invalid handshake limit '",
+     .expected = "a number of seconds is needed, 0 for no limit",
+     .group = GROUP_CONNECTION,
+     .help = "time that a client has for its handshake, or a server to list its exports; 0 for no "
+             "limit (default 10, or 60)"},
+    {.name = "idle-timeout",
+     .argument = "SECONDS",
+     .kind = CLI_NUMBER,
+     TARGET(idle_timeout),
+     .max = INT32_MAX,
+     .invalid = "Invalid idle timeout '",
+     .expected = "a number of seconds is needed, 0 for no limit",
+     .group = GROUP_CONNECTION,
+     .help = "disconnect clients that ask for nothing for so long; 0 for never (default)"},
+    {.name = "address-limit",
+     .argument = "NUM",
+     .kind = CLI_NUMBER,
+     TARGET(address_limit),
+     .max = INT32_MAX,
+     .invalid = "Invalid address limit '",
+     .expected = "a number of clients is needed, 0 for no limit",
+     .group = GROUP_CONNECTION,
+     .help = "serve up to NUM clients at a time from one address, or of one user of a Unix socket; "
+             "0 for no limit (default)"},
+    {.name = "oldstyle",
+     .kind = CLI_FLAG,
+     TARGET(oldstyle),
+     .after = after_per_device,
+     .group = GROUP_CONNECTION,
+     .help = "speak the protocol of before 2011, without negotiation"},
+
+    {.name = "format",
+     .letter = 'f',
+     .argument = "FORMAT",
+     .kind = CLI_STRING,
+     TARGET(format),
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "image format, such as raw or qcow2 (default: look at the image)"},
+    {.name = "read-only",
+     .letter = 'r',
+     .kind = CLI_FLAG,
+     TARGET(read_only),
+     .group = GROUP_IMAGE,
+     .help = "do not let clients write"},
+    {.name = "offset",
+     .letter = 'o',
+     .argument = "OFFSET",
+     .kind = CLI_NUMBER,
+     TARGET(offset),
+     .max = OFFSET_MAX,
+     .invalid = "Invalid offset '",
+     .expected = "a number of bytes is needed, without a suffix",
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "export what lies behind the first OFFSET bytes of the disk"},
+    {.name = "nocache",
+     .letter = 'n',
+     .kind = CLI_CONSTANT,
+     .constant = CACHE_NONE,
+     TARGET(cache),
+     .once = "-n and --cache",
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "the same as --cache=none"},
+    {.name = "cache",
+     .argument = "MODE",
+     .kind = CLI_WORD,
+     TARGET(cache),
+     .words = cache_words,
+     .invalid = "Invalid cache mode `",
+     .once = "-n and --cache",
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "none, writeback (default), writethrough, directsync or unsafe"},
+    {.name = "aio",
+     .argument = "MODE",
+     .kind = CLI_WORD,
+     TARGET(aio),
+     .words = aio_words,
+     .invalid = "Invalid aio mode '",
+     .once = "--aio",
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "threads, native or io_uring (default: io_uring where it works, else threads)"},
+    {.name = "discard",
+     .argument = "MODE",
+     .kind = CLI_WORD,
+     TARGET(discard),
+     .words = discard_words,
+     .invalid = "Invalid discard mode `",
+     .once = "--discard",
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "what to do with space that clients trim: ignore (default) or unmap"},
+    {.name = "detect-zeroes",
+     .argument = "MODE",
+     .kind = CLI_WORD,
+     TARGET(detect_zeroes),
+     .words = detect_zeroes_words,
+     .after = after_detect_zeroes,
+     .group = GROUP_IMAGE,
+     .invalid = "Failed to parse detect_zeroes mode: invalid parameter value: '",
+     .help = "turn written zeroes into holes: off (default), on, or unmap (give back their space; "
+             "after --discard=unmap)"},
+    {.name = "allocation-depth",
+     .letter = 'A',
+     .kind = CLI_FLAG,
+     TARGET(allocation_depth),
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "let clients ask which image of the backing chain holds what, as metadata context "
+             "qemu:allocation-depth"},
+    {.name = "bitmap",
+     .letter = 'B',
+     .argument = "NAME",
+     .kind = CLI_LIST,
+     TARGET(bitmaps),
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "let clients read this dirty bitmap, as metadata context qemu:dirty-bitmap:NAME; can "
+             "be repeated"},
+
+    {.name = "list",
+     .letter = 'L',
+     .kind = CLI_CONSTANT,
+     .constant = ACTION_LIST,
+     TARGET(action),
+     .group = GROUP_LIST,
+     .help = "ask the server at --bind and --port (default: this machine), or at --socket, for its "
+             "exports"},
+    {.name = "json",
+     .kind = CLI_FLAG,
+     TARGET(json),
+     .group = GROUP_LIST,
+     .help = "print the list as JSON"},
+
+    {.name = "fork",
+     .kind = CLI_FLAG,
+     TARGET(fork),
+     .group = GROUP_PROCESS,
+     .help = "serve in the background; return when clients can connect"},
+    {.name = "pid-file",
+     .argument = "PATH",
+     .kind = CLI_STRING,
+     TARGET(pid_file),
+     .group = GROUP_PROCESS,
+     .help = "file to write the process number to"},
+    {.name = "trace",
+     .letter = 'T',
+     .argument = "SPEC",
+     .kind = CLI_LIST,
+     TARGET(traces),
+     .after = after_trace,
+     .group = GROUP_PROCESS,
+     .help = "[[enable=]PATTERN][,events=FILE][,file=FILE]: print events; 'help' lists them"},
+    {.name = "verbose",
+     .letter = 'v',
+     .kind = CLI_FLAG,
+     TARGET(verbose),
+     .group = GROUP_PROCESS,
+     .help = "tell more; keep stderr open in the background"},
+    {.name = "help",
+     .letter = 'h',
+     .kind = CLI_CONSTANT,
+     .constant = ACTION_HELP,
+     TARGET(action),
+     .after = end_of_parsing,
+     .group = GROUP_PROCESS,
+     .help = "show this text"},
+    {.name = "version",
+     .letter = 'V',
+     .kind = CLI_CONSTANT,
+     .constant = ACTION_VERSION,
+     TARGET(action),
+     .after = end_of_parsing,
+     .group = GROUP_PROCESS,
+     .help = "show the version"},
+    {.name = "list-options",
+     .hidden = true,
+     .kind = CLI_CONSTANT,
+     .constant = ACTION_LIST_OPTIONS,
+     TARGET(action),
+     .after = end_of_parsing,
+     .group = GROUP_PROCESS,
+     .help = "list the options for shells and tests"},
+    {.name = NULL},
+};
+_Static_assert(ARRAY_SIZE(rows) <= CLI_ROWS_MAX, "the parser's tables hold every row");
+
+const struct cli arguments_cli = {
+    .synopsis = "[OPTION]... FILE\n--list [OPTION]...",
+    .summary = "Serve a disk image to clients of the Network Block Device protocol, or list the "
+               "exports of a server.",
+    .rows = rows,
+    .groups = groups,
+};
+
+/* What depends on the action, as far as the line did not say. */
+static void set_defaults(struct arguments *a)
+{
+    if (a->handshake_limit == NOT_GIVEN)
+        a->handshake_limit = a->action == ACTION_LIST ? 60 : 10;
+}
+
+int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint,
+                    struct error *error)
+{
+    int first, err;
+
+    *ret = (struct arguments){
+        .port = NBD_DEFAULT_PORT, .export_name = "", .shared = 1, .handshake_limit = NOT_GIVEN};
+    err = cli_parse(&arguments_cli, ret, argc, argv, &first, ret_hint, error);
+    set_defaults(ret);
+    if (err == 0 && ret->action == ACTION_LIST && argc > first)
+        return error_set(error, EINVAL, "List mode is incompatible with a file name");
+    if (err < 0 || ret->action != ACTION_SERVE)
+        return err;
+    if (argc - first != 1) {
+        *ret_hint = true;
+        return error_set(error, EINVAL,
+                         "Invalid number of arguments: one image is needed, %d given",
+                         argc - first);
+    }
+    ret->image = argv[first];
+    return 0;
+}
+
+void arguments_release(struct arguments *arguments)
+{
+    cli_release(&arguments_cli, arguments);
+}
+
+/* Strings that go over the wire. */
+static int check_string(const char *what, const char *text, struct error *error)
+{
+    char shown[80];
+    size_t length = text ? strlen(text) : 0;
+
+    if (length > NBD_STRING_MAX)
+        return error_set(error, EINVAL, "%s '%s' too long: at most %d bytes can be sent", what,
+                         error_escape(shown, sizeof(shown), text, length), NBD_STRING_MAX);
+    if (text && !bytes_are_utf8(text, length))
+        return error_set(error, EINVAL, "%s '%s' is not valid UTF-8", what,
+                         error_escape(shown, sizeof(shown), text, length));
+    return 0;
+}
+
+static int check_tcp(const struct arguments *a, struct error *error)
+{
+    size_t digits = strspn(a->port, "0123456789");
+
+    if (!*a->port || (!a->port[digits] && (digits > 5 || atoi(a->port) > UINT16_MAX)))
+        return error_set(error, EINVAL,
+                         "Invalid port '%s': a number up to %d or a service name is needed",
+                         a->port, UINT16_MAX);
+    if (a->bind && !*a->bind)
+        return error_set(
+            error, EINVAL,
+            "Invalid bind address '': an IPv4 or IPv6 address or a host name is needed");
+    return 0;
+}
+
+static int check_unix(const struct arguments *a, struct error *error)
+{
+    size_t room = sizeof(((struct sockaddr_un *)0)->sun_path) - 1;
+
+    if (a->socket[0] != '/')
+        return error_set(error, EINVAL, "socket path must be absolute");
+    if (strlen(a->socket) > room)
+        return error_set(error, EINVAL, "socket path '%s' is too long: at most %zu bytes fit",
+                         a->socket, room);
+    return 0;
+}
+
+/* Direct I/O is what users of native asynchronous I/O expect, and it is not chosen for them. */
+static int check_image(const struct arguments *a, struct error *error)
+{
+    bool direct = a->cache == CACHE_NONE || a->cache == CACHE_DIRECTSYNC;
+
+    if (a->aio == AIO_NATIVE && !direct)
+        return error_set(error, EINVAL,
+                         "aio=native was specified, but it needs direct I/O, which was not: add "
+                         "--cache=none or --cache=directsync");
+    if (!*a->image)
+        return error_set(error, EINVAL, "Failed to open '': the name of the image is empty");
+    if (a->pid_file && !*a->pid_file)
+        return error_set(error, EINVAL, "Could not create '': the name of the pid file is empty");
+    return 0;
+}
+
+static int check_list(const struct arguments *a, struct error *error)
+{
+    if (a->per_device)
+        return error_set(error, EINVAL, "List mode is incompatible with per-device settings");
+    if (a->fork)
+        return error_set(error, EINVAL, "List mode is incompatible with forking");
+    return 0;
+}
+
+int arguments_check(const struct arguments *arguments, struct error *error)
+{
+    int err;
+
+    if (arguments->action == ACTION_LIST)
+        err = check_list(arguments, error);
+    else if (arguments->json)
+        err = error_set(error, EINVAL, "JSON output is only supported with export list");
+    else
+        err = check_string("export name", arguments->export_name, error);
+    if (err == 0)
+        err = check_string("export description", arguments->description, error);
+    if (err == 0)
+        err = arguments->socket ? check_unix(arguments, error) : check_tcp(arguments, error);
+    if (err == 0 && arguments->action != ACTION_LIST)
+        err = check_image(arguments, error);
+    return err;
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The command line of evnbd: what it may say, as a struct, and what must not go together. */
+#ifndef EVNBD_DAEMON_ARGUMENTS_H
+#define EVNBD_DAEMON_ARGUMENTS_H
+
+#include "daemon/cli.h"
+
+enum arguments_action {
+    ACTION_SERVE,
+    ACTION_LIST,
+    ACTION_HELP,
+    ACTION_VERSION,
+    ACTION_LIST_OPTIONS,
+    ACTION_LIST_TRACE_POINTS,
+};
+
+enum cache_mode { CACHE_WRITEBACK, CACHE_WRITETHROUGH, CACHE_NONE, CACHE_DIRECTSYNC, CACHE_UNSAFE };
+enum aio_mode { AIO_BEST, AIO_THREADS, AIO_NATIVE, AIO_IO_URING };
+enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
+
+struct arguments {
+    int action; /* enum arguments_action */
+    const char *image;
+    bool json;       /* of ACTION_LIST */
+    bool per_device; /* an option was given that says what or how to serve */
+
+    const char *port;   /* number or service name */
+    const char *bind;   /* host name or address; NULL: every IPv4 address, or this machine */
+    const char *socket; /* NULL: TCP */
+    uint64_t shared;    /* clients at a time; 0: no limit */
+    bool persistent;
+    const char *export_name;
+    const char *description; /* or NULL */
+    bool oldstyle;
+    uint64_t handshake_limit; /* seconds; 0: none */
+    uint64_t idle_timeout;    /* seconds; 0: none */
+    uint64_t address_limit;   /* clients of one address at a time; 0: no limit */
+
+    const char *format; /* NULL: probe */
+    bool read_only;
+    uint64_t offset;
+    int cache;         /* enum cache_mode */
+    int aio;           /* enum aio_mode */
+    int discard;       /* bool: discards reach the image */
+    int detect_zeroes; /* enum detect_zeroes */
+    bool allocation_depth;
+    struct cli_list bitmaps; /* names */
+
+    bool fork;
+    const char *pid_file; /* or NULL */
+    bool verbose;
+    struct cli_list traces; /* values of --trace */
+};
+
+extern const struct cli arguments_cli;
+
+/*
+ * Turns argv (which is put in order) into *ret, whose strings point into argv; no side effects.
+ * *ret_hint tells that pointing to --help is in place.  Returns 0 or negative errno with `error`.
+ * arguments_release() in any case.
+ */
+int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint,
+                    struct error *error);
+
+/* Refuses values and combinations that cannot be served. Looks at nothing but the struct. */
+int arguments_check(const struct arguments *arguments, struct error *error);
+
+void arguments_release(struct arguments *arguments);
+
+#endif

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A program's command line as a table: one row an option.  Parsing (by getopt_long, so that
+ * prefixes and order behave as users know them), the help text and the list for completion all come
+ * from the rows.  Nothing here knows which program it serves.
+ */
+#ifndef EVNBD_DAEMON_CLI_H
+#define EVNBD_DAEMON_CLI_H
+
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define CLI_ROWS_MAX 64
+
+/* What an option does with its target, a member of the struct that is filled. */
+enum cli_kind {
+    CLI_FLAG,     /* bool: set to true */
+    CLI_CONSTANT, /* int: set to `constant` */
+    CLI_STRING,   /* const char *: points into argv */
+    CLI_NUMBER,   /* uint64_t: number_parse() up to `max` */
+    CLI_WORD,     /* int: the value of one of `words` */
+    CLI_LIST,     /* struct cli_list: one item more */
+};
+
+struct cli_word {
+    const char *name; /* NULL ends the list */
+    int value;
+};
+
+struct cli_list {
+    const char **items; /* the items point into argv */
+    size_t count;
+};
+
+struct cli_row {
+    const char *name;     /* long name; NULL ends the table */
+    char letter;          /* short name; 0: none */
+    bool hidden;          /* not in the help; its long name cannot be abbreviated */
+    const char *argument; /* what the help calls its argument; NULL: it takes none */
+    enum cli_kind kind;
+    size_t offset; /* of the target */
+    int constant;
+    uint64_t max;
+    const struct cli_word *words;
+    const char *invalid;  /* start of the message about a bad value, up to its opening quote */
+    const char *expected; /* end of that message, what would be right; NULL: the words */
+    /*
+     * May be given once, together with the other rows that have the same target: how the message
+     * about it names them.  NULL: may be repeated.
+     */
+    const char *once;
+    unsigned group;
+    const char *help;
+    /* Called after the target was set; 1 ends parsing there, negative errno with `error` fails. */
+    int (*after)(void *target, struct error *error);
+};
+
+/* A program's command line. */
+struct cli {
+    const char *synopsis; /* what follows the program name in the usage; a line for each form */
+    const char *summary;  /* one sentence */
+    const struct cli_row *rows;
+    const char *const *groups; /* titles by group number; NULL ends */
+};
+
+/*
+ * Fills the struct at `target` from argv (which is put in order: options first).  *ret_first is the
+ * index of the first argument that is no option.  *ret_hint tells that pointing to --help is in
+ * place.  Returns 0, -EINVAL or -ENOMEM; whatever it returns, cli_release() afterwards.
+ */
+int cli_parse(const struct cli *cli, void *target, int argc, char **argv, int *ret_first,
+              bool *ret_hint, struct error *error);
+
+/* Frees the lists in `target`. */
+void cli_release(const struct cli *cli, void *target);
+
+/* The help text, at most 80 columns wide. */
+void cli_print_help(const struct cli *cli, const char *program, FILE *out);
+
+/* One option a line, separated by tabs: --name, -letter, ARGUMENT, words (separated by commas). */
+void cli_print_options(const struct cli *cli, FILE *out);
+
+#endif

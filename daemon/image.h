@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Opening the image that the command line asks for. */
+#ifndef EVNBD_DAEMON_IMAGE_H
+#define EVNBD_DAEMON_IMAGE_H
+
+#include "blockcore/node.h"
+#include "daemon/arguments.h"
+
+/* The context for the chosen --aio; it has to outlive the image. */
+struct block_context image_context(const struct arguments *arguments);
+
+/*
+ * Opens the image, behind --offset where there is one.  *ret_guessed_raw: no format was given and
+ * none was recognized.  In a coroutine.  The caller drops *ret with node_unref().
+ */
+int image_open(const struct block_context *context, const struct arguments *arguments,
+               struct node **ret, bool *ret_guessed_raw, struct error *error);
+
+/* Whether every write has to be followed by a flush. */
+bool image_write_through(const struct arguments *arguments);
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * evnbd: serves a disk image over NBD, or lists what a server offers.  The order is: parse, check,
+ * then act; whatever fails says why through one struct error, and what is said is printed here and
+ * nowhere else.
+ */
+#include "base/log.h"
+#include "base/trace.h"
+#include "daemon/arguments.h"
+#include "daemon/daemonize.h"
+#include "daemon/list.h"
+#include "daemon/serve.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+
+static const char *program_name(int argc, char **argv)
+{
+    const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+
+    if (argc <= 0 || !*argv[0])
+        return "evnbd";
+    return slash && slash[1] ? slash + 1 : argv[0];
+}
+
+static void print_version(const char *program)
+{
+    printf("%s %s%s\n"
+           "A server of disk images over the Network Block Device protocol.\n"
+           "License BSD-3-Clause. There is no warranty, to the extent that the law permits.\n",
+           program, EVNBD_VERSION, strcmp(program, "evnbd") ? " (evnbd)" : "");
+}
+
+/* Output that does not arrive is a failure. */
+static int finish_output(struct error *error)
+{
+    errno = 0;
+    if (fflush(stdout) != 0 || ferror(stdout))
+        return error_set_errno(error, errno ? errno : EIO,
+                               "Could not write to the standard output");
+    return 0;
+}
+
+/* The actions that only print. */
+static int inform(const struct arguments *arguments, const char *program, struct error *error)
+{
+    switch (arguments->action) {
+    case ACTION_HELP:
+        cli_print_help(&arguments_cli, program, stdout);
+        break;
+    case ACTION_VERSION:
+        print_version(program);
+        break;
+    case ACTION_LIST_OPTIONS:
+        cli_print_options(&arguments_cli, stdout);
+        break;
+    default:
+        trace_list(stdout);
+        break;
+    }
+    return finish_output(error);
+}
+
+static int serve(const struct arguments *arguments, struct error *error)
+{
+    struct daemonize daemonize = {0};
+    int err;
+
+    if (arguments->fork) {
+        err = daemonize_fork(&daemonize, error);
+        if (err != 0)
+            return err;
+    }
+    return serve_run(arguments, &daemonize, error);
+}
+
+static int act(const struct arguments *arguments, const char *program, struct error *error)
+{
+    int err;
+
+    if (arguments->action != ACTION_SERVE && arguments->action != ACTION_LIST)
+        return inform(arguments, program, error);
+    err = arguments_check(arguments, error);
+    for (size_t i = 0; i < arguments->traces.count && err == 0; i++)
+        err = trace_configure(arguments->traces.items[i], error);
+    if (err < 0)
+        return err;
+    signal(SIGPIPE, SIG_IGN);
+    if (arguments->action == ACTION_LIST) {
+        err = list_run(arguments, stdout, error);
+        return err < 0 ? err : finish_output(error);
+    }
+    return serve(arguments, error);
+}
+
+int main(int argc, char **argv)
+{
+    const char *program = program_name(argc, argv);
+    struct arguments arguments;
+    struct error error = {""};
+    bool hint = false;
+    int err;
+
+    log_init(program, LOG_LEVEL_WARNING);
+    err = daemonize_standard_fds(&error);
+    if (err == 0) {
+        err = arguments_parse(&arguments, argc, argv, &hint, &error);
+        if (err == 0) {
+            log_init(program, arguments.verbose ? LOG_LEVEL_INFO : LOG_LEVEL_WARNING);
+            err = act(&arguments, program, &error);
+        }
+        arguments_release(&arguments);
+    }
+    if (error.text[0])
+        log_error("%s", error.text);
+    if (hint)
+        log_error("Try `%s --help' for more information.", program);
+    return err < 0 ? 1 : 0;
+}

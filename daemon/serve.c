@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Start: image, export, listening socket, pid file, background, accept.  What fails undoes what was
+ * done before it, so that a bad image never leaves a socket and a busy port never a pid file.
+ *
+ * Stop: the first signal, or the last client's leaving (unless --persistent), asks the server to
+ * finish what is in flight; when it has, the loop ends, the image is flushed and closed.  A second
+ * signal ends the process at once, unless it follows so soon that it belongs to the first:
+ * supervisors and terminals send several.  SIGUSR1 is ignored.
+ *
+ * One `struct serve`, on the stack of serve_run(), owns everything.
+ */
+#include "daemon/serve.h"
+
+#include "base/log.h"
+#include "base/reactor.h"
+#include "base/sys.h"
+#include "blockcore/block.h"
+#include "blockcore/drivers.h"
+#include "daemon/image.h"
+#include "daemon/pid_file.h"
+#include "nbd/server.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define SECOND_NS INT64_C(1000000000)
+#define DRAIN_LIMIT_NS (5 * SECOND_NS)
+#define SAME_SIGNAL_NS (SECOND_NS / 5)
+
+struct serve {
+    const struct arguments *arguments;
+    struct error *error;
+
+    struct block_context context;
+    struct node *node;
+    bool guessed_raw;
+    struct nbd_exports exports;
+    struct nbd_export *nbd_export;
+    struct nbd_server *server;
+    struct pid_file pid_file;
+
+    bool served; /* clients could connect */
+    bool stopping;
+    int64_t stopping_ns; /* since when */
+};
+
+static const int stop_signals[] = {SIGTERM, SIGINT, SIGHUP};
+
+static void stop(struct serve *serve)
+{
+    if (serve->stopping)
+        return;
+    serve->stopping = true;
+    serve->stopping_ns = sys->monotonic_ns();
+    nbd_server_stop(serve->server, DRAIN_LIMIT_NS);
+}
+
+static void on_signal(void *arg, int signum)
+{
+    struct serve *serve = arg;
+
+    if (serve->stopping && sys->monotonic_ns() - serve->stopping_ns < SAME_SIGNAL_NS)
+        return;
+    if (serve->stopping) {
+        pid_file_remove(&serve->pid_file);
+        _exit(1);
+    }
+    log_info("signal %d: stopping", signum);
+    stop(serve);
+}
+
+static void on_client_left(void *arg, unsigned remaining)
+{
+    struct serve *serve = arg;
+
+    if (remaining == 0 && !serve->arguments->persistent)
+        stop(serve);
+}
+
+static void on_stopped(void *arg)
+{
+    reactor_stop();
+}
+
+/* What clients may ask about the disk besides its contents. */
+static int add_contexts(struct serve *serve, struct nbd_export *e)
+{
+    const struct arguments *a = serve->arguments;
+    int err = 0;
+
+    e->allocation_depth = a->allocation_depth;
+    for (size_t i = 0; i < a->bitmaps.count && err == 0; i++)
+        err = nbd_export_add_bitmap(e, a->bitmaps.items[i], serve->error);
+    return err;
+}
+
+/* In a coroutine. */
+static int open_export(void *arg)
+{
+    struct serve *serve = arg;
+    const struct arguments *a = serve->arguments;
+    struct nbd_export *e;
+    int err = image_open(&serve->context, a, &serve->node, &serve->guessed_raw, serve->error);
+
+    if (err < 0)
+        return err;
+    e = nbd_export_new(a->export_name, a->description, serve->node, a->read_only, a->shared != 1);
+    if (!e)
+        return error_set(serve->error, ENOMEM, "Could not make the export: out of memory");
+    e->detect_zeroes = a->detect_zeroes != DETECT_ZEROES_OFF;
+    e->detect_zeroes_unmap = a->detect_zeroes == DETECT_ZEROES_UNMAP;
+    e->write_through = image_write_through(a);
+    /* Behind an offset, the first block of the export is not where a format is looked for. */
+    e->protect_header = serve->guessed_raw && a->offset == 0;
+    e->probe_drivers = block_drivers;
+    list_append(&serve->exports.list, &e->link);
+    if (!*a->export_name || a->oldstyle)
+        serve->exports.default_export = e;
+    serve->nbd_export = e;
+    return add_contexts(serve, e);
+}
+
+/* In a coroutine. Writes back what clients have written, if there were any. */
+static int close_export(void *arg)
+{
+    struct serve *serve = arg;
+    int err = 0;
+
+    if (serve->served && node_writable(serve->node)) {
+        err = block_flush(serve->node);
+        if (err < 0)
+            error_set_errno(serve->error, -err, "Failed to flush '%s' at the end",
+                            serve->arguments->image);
+    }
+    nbd_export_free(serve->nbd_export);
+    node_unref(serve->node);
+    return err;
+}
+
+/* Runs fn(serve) in a coroutine; its error has a text even when there is no memory to begin with.
+ */
+static int in_coroutine(struct serve *serve, int (*fn)(void *arg))
+{
+    int err = reactor_run_coroutine(fn, serve);
+
+    if (err < 0 && !serve->error->text[0])
+        error_set_errno(serve->error, -err, "Could not use '%s'", serve->arguments->image);
+    return err;
+}
+
+static void warn_about_probing(const struct serve *serve)
+{
+    if (!serve->guessed_raw)
+        return;
+    log_warning("WARNING: Image format was not specified for '%s' and probing guessed raw.",
+                serve->arguments->image);
+    log_warning(
+        "         A client of a raw image could make it look like another format, so writes "
+        "that would do that are refused.");
+    log_warning("         Say --format=raw to allow them.");
+}
+
+/* As many as may be served at a time can wait to be accepted, at least. */
+static int backlog(const struct arguments *arguments)
+{
+    if (arguments->persistent || arguments->shared == 0 || arguments->shared > SOMAXCONN)
+        return SOMAXCONN;
+    return (int)arguments->shared;
+}
+
+static int start_listening(struct serve *serve)
+{
+    const struct arguments *a = serve->arguments;
+    const struct nbd_server_config config = {
+        .oldstyle = a->oldstyle,
+        .connections_max = (unsigned)a->shared,
+        .connections_of_one = (unsigned)a->address_limit,
+        .handshake_limit_ns = (int64_t)a->handshake_limit * SECOND_NS,
+        .idle_limit_ns = (int64_t)a->idle_timeout * SECOND_NS,
+    };
+    const struct nbd_server_events events = {
+        .arg = serve, .client_left = on_client_left, .stopped = on_stopped};
+
+    serve->server = nbd_server_new(&config, &serve->exports, &events);
+    if (!serve->server)
+        return error_set(serve->error, ENOMEM, "Could not make the server: out of memory");
+    if (a->socket)
+        return nbd_server_listen_unix(serve->server, a->socket, backlog(a), serve->error);
+    return nbd_server_listen_tcp(serve->server, a->bind, a->port, backlog(a), serve->error);
+}
+
+/* Every client takes a descriptor, and what the system lets a process have is little by default. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur == limit.rlim_max)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+        log_warning("cannot raise the number of open files: %s", strerror(errno));
+}
+
+static int watch_signals(struct serve *serve)
+{
+    signal(SIGUSR1, SIG_IGN);
+    for (size_t i = 0; i < ARRAY_SIZE(stop_signals); i++) {
+        int err = reactor_signal(stop_signals[i], on_signal, serve);
+
+        if (err < 0)
+            return error_set_errno(serve->error, -err, "Could not watch signal %d",
+                                   stop_signals[i]);
+    }
+    return 0;
+}
+
+static int start(struct serve *serve, struct daemonize *daemonize)
+{
+    const struct arguments *a = serve->arguments;
+    int err = in_coroutine(serve, open_export);
+
+    if (err == 0)
+        err = watch_signals(serve);
+    if (err == 0)
+        err = start_listening(serve);
+    if (err == 0 && a->pid_file)
+        err = pid_file_create(&serve->pid_file, a->pid_file, serve->error);
+    if (err < 0)
+        return err;
+    warn_about_probing(serve);
+    log_info("serving '%s' (%s, %" PRIu64 " bytes) as export '%s'", a->image,
+             serve->node->driver->name, serve->node->size, a->export_name);
+    return daemonize_ready(daemonize, a->verbose, serve->error);
+}
+
+/* Without the loop a signal would end the process by its default, with that as the exit status. */
+static void block_signals(void)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    for (size_t i = 0; i < ARRAY_SIZE(stop_signals); i++)
+        sigaddset(&set, stop_signals[i]);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
+static int finish(struct serve *serve)
+{
+    int err;
+
+    nbd_server_free(serve->server);
+    err = in_coroutine(serve, close_export);
+    pid_file_remove(&serve->pid_file);
+    block_signals();
+    reactor_fini();
+    return err;
+}
+
+int serve_run(const struct arguments *arguments, struct daemonize *daemonize, struct error *error)
+{
+    struct serve serve = {
+        .arguments = arguments,
+        .error = error,
+        .context = image_context(arguments),
+        .pid_file = {.fd = -1},
+    };
+    int start_err, end_err;
+
+    start_err = reactor_init(error);
+    if (start_err < 0)
+        return start_err;
+    raise_descriptor_limit();
+    nbd_exports_init(&serve.exports);
+    start_err = start(&serve, daemonize);
+    if (start_err == 0) {
+        serve.served = true;
+        nbd_server_start(serve.server);
+        reactor_run();
+    }
+    end_err = finish(&serve);
+    return start_err < 0 ? start_err : end_err;
+}

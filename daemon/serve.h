@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The life of the daemon: open, listen, serve, stop. */
+#ifndef EVNBD_DAEMON_SERVE_H
+#define EVNBD_DAEMON_SERVE_H
+
+#include "daemon/arguments.h"
+#include "daemon/daemonize.h"
+
+/*
+ * Serves the image until a signal or the last client ends it.  Nothing can be connected to before
+ * the image is known to be good.  Returns 0, or negative errno with `error` set when serving could
+ * not start or the image could not be written back at the end.
+ */
+int serve_run(const struct arguments *arguments, struct daemonize *daemonize, struct error *error);
+
+#endif
