@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""New qcow2 images: what we make and what qemu-img makes are alike, and work in both."""
+import json
+import os
+import re
+
+from evnbd_test import (HELPERS, KIB, MIB, SANITIZER, cases, check, content, equal, main, qemu_img,
+                        qemu_img_check, qemu_io, read_file, run)
+from qcow2_file import Qcow2File
+
+TOOL = os.path.join(HELPERS, "..", "tools", "qcow2_tool")
+CLUSTERS = (512, 4 * KIB, 64 * KIB, 2 * MIB)
+VERSIONS = ("compat=0.10", "compat=1.1", "compat=v3,lazy_refcounts=on", "compression_type=zstd",
+            "refcount_bits=1", "refcount_bits=2", "refcount_bits=8", "refcount_bits=32",
+            "refcount_bits=64")
+MODES = ("off", "metadata", "falloc", "full")
+
+
+def tool(*words, status=0):
+    done = run(TOOL, *words, status=status)
+    check(not SANITIZER.search(done.stderr), done.stderr)
+    return done
+
+
+def info(image):
+    """What qemu-img tells of an image, without what depends on the file."""
+    told = json.loads(qemu_img("info", "-f", "qcow2", "--output=json", image).stdout)
+    for key in ("filename", "actual-size", "full-backing-filename"):
+        told.pop(key, None)
+    return told
+
+
+def extensions(image):
+    file = Qcow2File(image)
+    return sorted(file.data[at + 8:at + 8 + length] for at, _, length in file.extensions())
+
+
+def make_both(t, options, size, backing=None):
+    ours, theirs = t.path("ours.qcow2"), t.path("theirs.qcow2")
+    tool("create", ours, f"size={size},{options}" +
+         (f",backing_file={backing},backing_fmt=raw" if backing else ""))
+    qemu_img("create", "-q", "-f", "qcow2", "-o", options,
+             *(["-b", backing, "-F", "raw"] if backing else []), theirs, size)
+    return ours, theirs
+
+
+def exercise(image, size, cluster):
+    """Both programs write to the image and check it."""
+    equal(tool("check", image).stdout.count('"corruptions": 0,'), 1, "a sound new image")
+    qemu_img_check(image)
+    length = min(size, 3 * cluster + 1000, 5 * MIB)
+    qemu_io(image, f"write -P 7 0 {length}", f"write -P 9 {size - 512} 512",
+            arguments=("-f", "qcow2"))
+    tool("write", image, size // 2 // 512 * 512, 512, 0x33)
+    qemu_img_check(image)
+    tool("check", image)
+    qemu_io(image, f"read -P 7 0 {min(length, size // 2 // 512 * 512)}",
+            f"read -P 9 {size - 512} 512", f"read -P 0x33 {size // 2 // 512 * 512} 512",
+            arguments=("-f", "qcow2"))
+
+
+@cases(*((cluster, version, mode) for cluster in CLUSTERS for version in VERSIONS for mode in MODES))
+def test_alike(t, cluster, version, mode):
+    size = (3 if cluster < 2 * MIB else 9) * MIB + 512 * 3
+    options = f"cluster_size={cluster},{version},preallocation={mode}"
+    ours, theirs = make_both(t, options, size)
+    equal(info(ours), info(theirs), f"what qemu-img tells of {options}")
+    if cluster != 4 * KIB:  # QEMU leaves the names of features out
+        equal(extensions(ours), extensions(theirs), "header extensions")
+    equal(Qcow2File(ours).get("compatible"), Qcow2File(theirs).get("compatible"), "compatible bits")
+    equal(json.loads(tool("check", ours).stdout)["allocated-clusters"],
+          json.loads(tool("check", theirs).stdout)["allocated-clusters"], "allocated clusters")
+    if mode in ("falloc", "full"):
+        check(os.stat(ours).st_blocks * 512 >= size, "storage is not reserved")
+    if mode == "metadata":
+        check(os.stat(ours).st_blocks * 512 < size or cluster == 512, "storage is reserved")
+    exercise(ours, size, cluster)
+
+
+@cases(*((cluster, version) for cluster in CLUSTERS for version in VERSIONS[:4]))
+def test_backing(t, cluster, version):
+    base = t.file("base.raw", content(3, 3 * MIB))
+    ours, theirs = make_both(t, f"cluster_size={cluster},{version}", 4 * MIB, "base.raw")
+    equal(info(ours), info(theirs), "what qemu-img tells")
+    qemu_img("compare", "-f", "qcow2", "-F", "qcow2", ours, theirs)
+    tool("create", ours, "backing_file=base.raw,backing_fmt=raw")
+    equal(info(ours)["virtual-size"], 3 * MIB, "size taken from the backing file")
+    equal(read_file(base), content(3, 3 * MIB), "the backing file")
+
+
+@cases(("0", 64 * KIB), ("1", 64 * KIB), ("512", 512), ("1T", 64 * KIB), ("16T", 64 * KIB),
+       ("100G", 512), ("128G", 512), ("2P", 2 * MIB))
+def test_sizes(t, size, cluster):
+    ours, theirs = make_both(t, f"cluster_size={cluster}", size)
+    equal(info(ours), info(theirs), "what qemu-img tells")
+    qemu_img_check(ours)
+    tool("check", ours)
+
+
+def test_layout(t):
+    """Ten MiB with default options: the file ends with the L1 table's last byte."""
+    tool("create", t.path("disk.qcow2"), "size=10M")
+    equal(os.path.getsize(t.path("disk.qcow2")), 196616, "bytes of the file")
+
+
+@cases(*((size, options) for size in ("0", "1M", "10G", "1T", "3000001")
+         for options in ("cluster_size=64k", "cluster_size=512", "cluster_size=2M",
+                         "refcount_bits=1", "refcount_bits=64,cluster_size=4k")
+         if (size, options) != ("1T", "cluster_size=512")))
+def test_measure(t, size, options):
+    theirs = json.loads(qemu_img("measure", "-O", "qcow2", "-o", options, "--size", size,
+                                 "--output=json").stdout)
+    ours = json.loads(tool("measure", f"size={size},{options}").stdout)
+    equal(ours, {key: theirs[key] for key in ours}, "measure")
+
+
+REFUSED = (
+    ("size=1M,cluster_size=1000", "power of two"), ("size=1M,cluster_size=4M", "512 to 2M"),
+    ("size=1M,refcount_bits=3", "power of two"), ("size=1M,refcount_bits=128", "1 to 64"),
+    ("size=1M,compat=0.10,refcount_bits=8", "1.1"), ("size=1M,compat=0.10,lazy_refcounts=on", "1.1"),
+    ("size=1M,compat=0.10,compression_type=zstd", "1.1"), ("size=1M,compat=2", "compat"),
+    ("size=2305843009213693952,cluster_size=512", "larger"), ("size=129G,cluster_size=512", "larger"),
+    ("size=9223372036854775807", "2\\^63|larger"), ("cluster_size=64k", "size"),
+    ("size=1M,backing_file=base.raw", "backing_fmt"), ("size=1M,backing_fmt=raw", "backing_file"),
+    ("size=1M,backing_file=none.raw,backing_fmt=raw", "none.raw"),
+    ("size=1M,extended_l2=on", "not supported yet"), ("size=1M,data_file=x", "not supported yet"),
+    ("size=1M,encryption=on", "not supported yet"), ("size=1M,encrypt.format=luks", "not supported yet"),
+    ("size=1M,nonsense=1", "nonsense"), ("size=-1", "size"),
+)
+
+
+@cases(*REFUSED)
+def test_refused(t, options, says):
+    """Nothing is written before all options were judged."""
+    image = t.file("disk.qcow2", b"what was there before")
+    done = tool("create", image, options, status=1)
+    check(re.search(says, done.stderr), done.stderr)
+    equal(read_file(image), b"what was there before", "the file")
+
+
+def test_name_that_does_not_fit(t):
+    t.file("b" * 240, bytes(MIB))
+    name = "./" * 150 + "b" * 240
+    done = tool("create", t.path("disk.qcow2"), f"cluster_size=512,backing_fmt=raw,backing_file={name}",
+                status=1)
+    check("fit" in done.stderr, done.stderr)
+    tool("create", t.path("disk.qcow2"), f"cluster_size=4k,backing_fmt=raw,backing_file={name}")
+    qemu_img_check(t.path("disk.qcow2"))
+
+
+def test_image_in_use_is_not_cut(t):
+    image = t.path("disk.qcow2")
+    tool("create", image, "size=1M")
+    before = read_file(image)
+    with t.serve(image, "-f", "qcow2").client():
+        tool("create", image, "size=2M", status=1)
+        equal(read_file(image), before, "an image that is in use")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Fuzz target: a qcow2 image, which is the input as it is, in memory.
+ *
+ * It is opened for reading, mapped, asked for its status and read: nothing of that may change it,
+ * and what is read twice must be the same.  Then it is opened for writing, and written, zeroed,
+ * discarded and flushed here and there: what a write put somewhere must be read back at once.
+ * Where, is chosen by numbers drawn from the input.
+ */
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/reactor.h"
+#include "blockcore/block.h"
+#include "blockcore/drivers.h"
+#include "tests/support/support.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FILE_MAX (64 * MIB) /* then the disk is full */
+#define PIECE_MAX (128 * KIB)
+#define LOOKS 12
+#define CHANGES 24
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* The file that is open; one at a time. */
+static struct memory {
+    uint8_t *data;
+    uint64_t size, room;
+} memory;
+
+static struct run {
+    struct prng prng;
+    struct node *node;
+    uint8_t first[PIECE_MAX], second[PIECE_MAX];
+} run;
+
+static void require(bool condition)
+{
+    if (!condition)
+        abort();
+}
+
+static int memory_open(struct node *node, struct node_open *open, struct error *error)
+{
+    node->size = memory.size;
+    node->request_alignment = 1;
+    node->identity = (struct node_identity){1, 1}; /* a regular file: it grows */
+    return 0;
+}
+
+static int memory_preadv(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset)
+{
+    for (int i = 0; i < iovcnt; i++) {
+        uint64_t there = offset < memory.size ? min_u64(iov[i].iov_len, memory.size - offset) : 0;
+
+        if (there > 0)
+            memcpy(iov[i].iov_base, memory.data + offset, there);
+        memset((uint8_t *)iov[i].iov_base + there, 0, iov[i].iov_len - there);
+        offset += iov[i].iov_len;
+    }
+    return 0;
+}
+
+static int memory_pwritev(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset)
+{
+    for (int i = 0; i < iovcnt; i++) {
+        if (!range_within(offset, iov[i].iov_len, FILE_MAX))
+            return -ENOSPC;
+        if (offset + iov[i].iov_len > memory.room) {
+            memory.room = (offset + iov[i].iov_len) * 2;
+            memory.data = realloc(memory.data, memory.room);
+            require(memory.data != NULL);
+        }
+        if (offset + iov[i].iov_len > memory.size) {
+            memset(memory.data + memory.size, 0, memory.room - memory.size);
+            memory.size = offset + iov[i].iov_len;
+        }
+        memcpy(memory.data + offset, iov[i].iov_base, iov[i].iov_len);
+        offset += iov[i].iov_len;
+    }
+    node->size = memory.size;
+    return 0;
+}
+
+static int memory_flush(struct node *node)
+{
+    return 0;
+}
+
+static const struct driver driver_memory = {
+    .name = "memory",
+    .kind = DRIVER_PROTOCOL,
+    .open = memory_open,
+    .preadv = memory_preadv,
+    .preadv_nowait = memory_preadv,
+    .pwritev = memory_pwritev,
+    .flush = memory_flush,
+};
+
+static const struct driver *const drivers[] = {&driver_qcow2, &driver_memory, NULL};
+
+static int open_node(unsigned flags)
+{
+    const struct block_context context = {.drivers = drivers};
+    struct error error = {.text = ""};
+    json_t *tree =
+        json_pack("{s:s, s:n, s:{s:s}}", "driver", "qcow2", "backing", "file", "driver", "memory");
+    int err;
+
+    require(tree != NULL);
+    err = node_open_tree(&context, tree, flags, &run.node, &error);
+    json_decref(tree);
+    require((err < 0) == (error.text[0] != '\0'));
+    return err;
+}
+
+/* A range within the disk: at its start, at its end, at a cluster's border, or anywhere. */
+static uint64_t choose(uint64_t *ret_length)
+{
+    uint64_t size = run.node->size, cluster = run.node->cluster_size, offset;
+
+    switch (prng_below(&run.prng, 4)) {
+    case 0:
+        offset = prng_below(&run.prng, min_u64(size, 32 * cluster));
+        break;
+    case 1:
+        offset = size - 1 - prng_below(&run.prng, min_u64(size, cluster));
+        break;
+    case 2:
+        offset = align_down(prng_below(&run.prng, min_u64(size, 64 * cluster)), cluster);
+        break;
+    default:
+        offset = prng_below(&run.prng, size);
+        break;
+    }
+    *ret_length = 1 + prng_below(&run.prng, min_u64(size - offset, PIECE_MAX));
+    return offset;
+}
+
+static void check_map(uint64_t offset, uint64_t length)
+{
+    struct block_status status;
+    struct extent e = {0};
+    int err = run.node->driver->map(run.node, offset, length, &e);
+
+    require(err == 0 || err == -EIO);
+    if (err == 0) {
+        require(e.length >= 1 && e.length <= length);
+        require((e.kind == EXTENT_DATA || e.kind == EXTENT_ENCODED) == (e.child != NULL));
+    }
+    err = block_get_status(run.node, offset, length, &status);
+    require(err == 0 || err == -EIO);
+    require(err < 0 || (status.length >= 1 && status.length <= length));
+}
+
+static void look(void)
+{
+    uint64_t length, offset = choose(&length);
+    int err, again;
+
+    check_map(offset, length);
+    err = block_read(run.node, run.first, length, offset);
+    require(err == 0 || err == -EIO);
+    again = block_read_nowait(run.node, run.second, length, offset);
+    if (again == -EAGAIN)
+        again = block_read(run.node, run.second, length, offset);
+    require(again == err);
+    require(err < 0 || memcmp(run.first, run.second, length) == 0);
+}
+
+/* Within one cluster: others may share its storage in an image that is broken. */
+static void write_somewhere(void)
+{
+    uint64_t length, offset = choose(&length), cluster = run.node->cluster_size;
+
+    length = min_u64(length, align_down(offset, cluster) + cluster - offset);
+    memset(run.first, (int)prng_next(&run.prng), length);
+    if (block_write(run.node, run.first, length, offset, 0) < 0)
+        return;
+    require(block_read(run.node, run.second, length, offset) == 0);
+    require(memcmp(run.first, run.second, length) == 0);
+}
+
+static void zero_somewhere(void)
+{
+    uint64_t length, offset = choose(&length), cluster = run.node->cluster_size;
+
+    /* Whole clusters, whose storage does not matter then. */
+    offset = align_down(offset, cluster);
+    length = min_u64(align_up(length, cluster), run.node->size - offset);
+    if (block_zero(run.node, offset, length, prng_percent(&run.prng, 50) ? ZERO_MAY_UNMAP : 0) < 0)
+        return;
+    length = min_u64(length, PIECE_MAX);
+    require(block_read(run.node, run.first, length, offset) == 0);
+    require(bytes_are_zero(run.first, length));
+}
+
+static void change(void)
+{
+    uint64_t length, offset;
+
+    switch (prng_below(&run.prng, 6)) {
+    case 0:
+        zero_somewhere();
+        break;
+    case 1:
+        offset = choose(&length);
+        block_discard(run.node, offset, length, 0);
+        break;
+    case 2:
+        block_flush(run.node);
+        break;
+    case 3:
+        look();
+        break;
+    default:
+        write_somewhere();
+        break;
+    }
+}
+
+static int run_all(void *arg)
+{
+    if (open_node(0) == 0) {
+        for (unsigned i = 0; i < LOOKS && run.node->size > 0; i++)
+            look();
+        node_unref(run.node);
+    }
+    if (open_node(NODE_WRITABLE | NODE_UNMAP) == 0) {
+        for (unsigned i = 0; i < CHANGES && run.node->size > 0; i++)
+            change();
+        node_unref(run.node);
+    }
+    return 0;
+}
+
+/* One reactor for all inputs: it costs more than most of them. */
+static void start_once(void)
+{
+    static bool started;
+    struct error error;
+
+    if (!started)
+        require(reactor_init(&error) == 0);
+    started = true;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    uint64_t seed = size;
+
+    start_once();
+    for (size_t i = 0; i < size; i++)
+        seed = seed * 31 + data[i];
+    run.prng = prng_of(seed);
+    memory.data = malloc(size + 1);
+    require(memory.data != NULL);
+    memcpy(memory.data, data, size);
+    memory.size = size;
+    memory.room = size + 1;
+    reactor_run_coroutine(run_all, NULL);
+    free(memory.data);
+    memory.data = NULL;
+    return 0;
+}
