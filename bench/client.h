@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the programs of bench/ share: addresses, blocking I/O, and the client's negotiation. */
+#ifndef EVNBD_BENCH_CLIENT_H
+#define EVNBD_BENCH_CLIENT_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+struct address {
+    struct sockaddr_storage storage;
+    socklen_t length;
+};
+
+struct export_info {
+    uint64_t size;
+    uint16_t flags; /* NBD_FLAG_* */
+};
+
+/* Prints "PROGRAM: message" and exits with status 1. */
+_Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+void address_unix(struct address *address, const char *path);
+
+/* `text` is HOST:PORT, where HOST may be an IPv6 address in brackets. */
+void address_tcp(struct address *address, const char *text);
+
+/*
+ * nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, without percent escapes.
+ * ret_export is allocated.
+ */
+void address_uri(struct address *address, const char *uri, char **ret_export);
+
+/* No delay on TCP, a large send buffer on a Unix socket (where the system grants it). */
+void socket_tune(int fd, const struct address *address);
+
+void send_all(int fd, const void *data, size_t length);
+void recv_all(int fd, void *data, size_t length);
+
+/* A blocking socket on which NBD_OPT_GO has succeeded. */
+int client_connect(const struct address *address, const char *export_name,
+                   struct export_info *ret_info);
+
+#endif
