@@ -14,6 +14,7 @@
 
 #include "base/coroutine_stack.h"
 #include "base/coroutine_switch.h"
+#include "base/sys.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -205,7 +206,7 @@ void coroutine_yield(void)
     switch_to_loop(co);
 }
 
-bool coroutine_run_ready(void)
+bool coroutine_run_ready(int64_t until_ns)
 {
     assert(!sched.running && "coroutines are run by the loop only");
     for (unsigned n = sched.ready_count; n > 0; n--) {
@@ -213,6 +214,8 @@ bool coroutine_run_ready(void)
 
         sched.ready_count--;
         enter(list_entry(node, struct coroutine, link));
+        if (n > 1 && until_ns != INT64_MAX && sys->monotonic_ns() >= until_ns)
+            break;
     }
     return coroutine_any_ready();
 }

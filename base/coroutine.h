@@ -34,10 +34,11 @@ void coroutine_wake(struct coroutine *co);
 void coroutine_yield(void);
 
 /*
- * Runs coroutines that are ready, at most those that were ready on entry.  For the reactor.
+ * Runs coroutines that are ready: at most those that were ready on entry, and no more of them once
+ * the monotonic clock has come to `until_ns` (INT64_MAX: never).  For the reactor.
  * Returns true when more are ready.
  */
-bool coroutine_run_ready(void);
+bool coroutine_run_ready(int64_t until_ns);
 bool coroutine_any_ready(void);
 
 /* Number of coroutines that have started and not ended. */

@@ -68,12 +68,14 @@ static bool run_timers(int64_t now)
     return any;
 }
 
-static bool run_coroutines(void)
+static bool run_coroutines(int64_t end)
 {
     if (!coroutine_any_ready())
         return false;
-    for (int pass = 0; pass < PASSES_MAX && coroutine_run_ready(); pass++)
-        ;
+    for (int pass = 0; pass < PASSES_MAX && coroutine_run_ready(end); pass++) {
+        if (sys->monotonic_ns() >= end)
+            break;
+    }
     return true;
 }
 
@@ -117,11 +119,11 @@ static bool reap_sources(void)
 }
 
 /* Returns whether there was, or is, anything to do. */
-static bool run_round(int64_t now)
+static bool run_round(int64_t now, int64_t end)
 {
     bool any = run_timers(now);
 
-    any |= run_coroutines();
+    any |= run_coroutines(end);
     any |= run_list(&state.deferred);
     submit_sources();
     any |= reap_sources();
@@ -138,7 +140,7 @@ bool reactor_turn(void)
     state.in_turn = true;
     state.turns++;
     for (int round = 0; more && round < ROUNDS_MAX && now < end; round++) {
-        more = run_round(now);
+        more = run_round(now, end);
         any |= more;
         if (more)
             now = sys->monotonic_ns();

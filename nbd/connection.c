@@ -426,6 +426,7 @@ struct nbd_connection *nbd_connection_new(struct nbd_connection_owner *owner, st
     c->destroy.run = destroy;
     nbd_share_init(&c->share, &owner->memory, &c->turn);
     nbd_sendq_init(&c->out, &c->share);
+    co_mutex_init(&c->status_mutex);
     c->peer = strdup(peer);
     c->handshake = calloc(1, sizeof(*c->handshake));
     if (c->peer && c->handshake && begin(c, stream)) {

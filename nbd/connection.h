@@ -77,6 +77,7 @@ struct nbd_connection {
     struct reactor_deferred destroy;
     struct reactor_timer deadline; /* of the handshake */
     struct reactor_timer stall;
+    struct co_mutex status_mutex; /* one BLOCK_STATUS at a time */
     struct reactor_timer idle;
     int64_t active_ns;         /* with an idle limit: when something was last received or sent */
     int64_t since_ns;          /* when it connected */

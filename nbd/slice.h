@@ -9,7 +9,7 @@
 #include "base/coroutine.h"
 #include "base/sys.h"
 
-#define NBD_SLICE_NS 1000000
+#define NBD_SLICE_NS 250000
 
 struct nbd_slice {
     int64_t began_ns;

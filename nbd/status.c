@@ -75,7 +75,7 @@ static int collect(struct nbd_job *job, unsigned context, struct nbd_slice *slic
     return 0;
 }
 
-void nbd_status_run(struct nbd_job *job)
+static void answer(struct nbd_job *job)
 {
     struct nbd_connection *c = job->connection;
     const struct nbd_request *request = &job->request;
@@ -95,4 +95,14 @@ void nbd_status_run(struct nbd_job *job)
         }
         nbd_reply_status(c, request, context, found.extents, found.count, left == 0);
     }
+}
+
+/* One after the other for each client: a hundred of them side by side would leave others little. */
+void nbd_status_run(struct nbd_job *job)
+{
+    struct co_mutex *mutex = &job->connection->status_mutex;
+
+    co_mutex_lock(mutex);
+    answer(job);
+    co_mutex_unlock(mutex);
 }

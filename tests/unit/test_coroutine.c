@@ -47,7 +47,7 @@ static int all_ended(void **state)
 
 static void drain(void)
 {
-    for (int i = 0; i < 10000 && coroutine_run_ready(); i++)
+    for (int i = 0; i < 10000 && coroutine_run_ready(INT64_MAX); i++)
         ;
     assert_false(coroutine_any_ready());
 }
@@ -79,7 +79,7 @@ static void started_on_the_loop_it_runs_until_it_waits(void **state)
     coroutine_wake(waiting);
     assert_string_equal(trail, "a");
     assert_true(coroutine_any_ready());
-    assert_false(coroutine_run_ready());
+    assert_false(coroutine_run_ready(INT64_MAX));
     assert_string_equal(trail, "aA");
 }
 
@@ -124,12 +124,40 @@ static void yielding_takes_turns_and_a_pass_is_bounded(void **state)
     coroutine_start(yield_three_times, &a);
     coroutine_start(yield_three_times, &b);
     assert_string_equal(trail, "ab");
-    assert_true(coroutine_run_ready());
+    assert_true(coroutine_run_ready(INT64_MAX));
     assert_string_equal(trail, "abab");
-    assert_true(coroutine_run_ready());
+    assert_true(coroutine_run_ready(INT64_MAX));
     assert_string_equal(trail, "ababab");
-    assert_false(coroutine_run_ready());
+    assert_false(coroutine_run_ready(INT64_MAX));
     assert_string_equal(trail, "ababab");
+}
+
+static void note_one(void *arg)
+{
+    note(*(const char *)arg);
+}
+
+static void start_three(void *arg)
+{
+    char *names = arg;
+
+    for (int i = 0; i < 3; i++)
+        coroutine_start(note_one, names + i);
+}
+
+/* When the time is over at once, one still gets its turn, and no more. */
+static void a_pass_ends_when_its_time_is_over(void **state)
+{
+    char names[] = "xyz";
+
+    (void)state;
+    coroutine_start(start_three, names);
+    assert_true(coroutine_run_ready(0));
+    assert_string_equal(trail, "x");
+    assert_true(coroutine_run_ready(0));
+    assert_string_equal(trail, "xy");
+    assert_false(coroutine_run_ready(0));
+    assert_string_equal(trail, "xyz");
 }
 
 struct step {
@@ -387,6 +415,7 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, clear_trail, all_ended)
     const struct CMUnitTest tests[] = {
+        TEST(a_pass_ends_when_its_time_is_over),
         TEST(started_on_the_loop_it_runs_until_it_waits),
         TEST(started_in_a_coroutine_it_becomes_ready),
         TEST(yielding_takes_turns_and_a_pass_is_bounded),
