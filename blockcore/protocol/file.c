@@ -30,6 +30,7 @@ struct file {
     struct io_file io;
     bool io_ready;
     bool block_device;
+    dev_t device; /* itself, or where its file system is */
     /* What the file system was found not to do. */
     bool no_zero_range, no_punch;
     /* A run of data that map found, and that this process has not punched since. */
@@ -83,7 +84,8 @@ static int check_type(struct node *node, struct file *file, struct error *error)
         return error_set(error, EINVAL, "'%s' is %s: use driver '%s'", file->filename,
                          file_type_name(st.st_mode),
                          file->block_device ? driver_host_device.name : driver_file.name);
-    node->rotational = file_rotational(file->block_device ? st.st_rdev : st.st_dev);
+    file->device = file->block_device ? st.st_rdev : st.st_dev;
+    node->rotational = file_rotational(file->device);
     node->size = (uint64_t)st.st_size;
     if (file->block_device)
         return node_set_identity(node, st.st_rdev, 0, error);
@@ -103,13 +105,8 @@ static int open_limits(struct node *node, struct file *file, unsigned flags, str
                              file->filename);
     }
     node->request_alignment = 1;
-    if (flags & NODE_NO_CACHE) {
-        node->request_alignment = file_direct_alignment(file->fd);
-        if (node->request_alignment == 0)
-            return error_set(error, EINVAL,
-                             "cannot find the alignment that direct I/O on '%s' needs",
-                             file->filename);
-    }
+    if (flags & NODE_NO_CACHE)
+        node->request_alignment = file_direct_alignment(file->device);
     return 0;
 }
 

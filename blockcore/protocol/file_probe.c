@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Asks the kernel about a file or device, by ioctl, by trial, and in sysfs. */
+/* Asks the kernel about a file or device, by ioctl and in sysfs. */
 #include "blockcore/protocol/file_probe.h"
 
-#include "base/buffer.h"
+#include "base/checked.h"
+#include "base/size.h"
 #include "base/sys.h"
 
-#include <errno.h>
 #include <linux/fs.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/sysmacros.h>
+
+/* Where nothing is known of the disk below: what every disk takes. */
+#define DIRECT_ALIGNMENT_USUAL 4096
 
 const char *file_type_name(mode_t mode)
 {
@@ -42,49 +46,48 @@ bool file_device_read_only(int fd)
     return sys->ioctl(fd, BLKROGET, &read_only) == 0 && read_only;
 }
 
-uint32_t file_direct_alignment(int fd)
+/* Reads a sysfs file of the device, or of the disk it is a partition of. False: there is none. */
+static bool sysfs_read(dev_t device, const char *file, char *text, size_t size)
 {
-    uint8_t *buffer = buffer_get(2 * BUFFER_ALIGN);
-    uint32_t found = 0;
+    static const char *const places[] = {"", "../"}; /* a partition has no queue of its own */
 
-    if (!buffer)
-        return 0;
-    for (uint32_t align = 512; align <= BUFFER_ALIGN && !found; align *= 2) {
-        const struct iovec iov = {buffer + align, align};
+    for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+        const struct iovec iov = {text, size - 1};
+        char path[128];
         ssize_t n;
+        int fd;
 
-        do {
-            n = sys->preadv(fd, &iov, 1, align, 0);
-        } while (n == -EINTR);
-        if (n >= 0)
-            found = align;
+        snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s%s", major(device), minor(device),
+                 places[i], file);
+        fd = sys->openat(AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+        if (fd < 0)
+            continue;
+        n = sys->preadv(fd, &iov, 1, 0, 0);
+        sys->close(fd);
+        if (n <= 0)
+            continue;
+        text[n] = 0;
+        text[strcspn(text, "\n")] = 0;
+        return true;
     }
-    buffer_put(buffer, 2 * BUFFER_ALIGN);
-    return found;
+    return false;
 }
 
-/* Reads the first byte of a sysfs file of the device; 0 when there is none. */
-static char sysfs_byte(dev_t device, const char *file)
+uint32_t file_direct_alignment(dev_t device)
 {
-    char path[128], byte = 0;
-    const struct iovec iov = {&byte, 1};
-    int fd;
+    char text[32];
+    uint64_t block;
 
-    snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s", major(device), minor(device), file);
-    fd = sys->openat(AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
-    if (fd < 0)
-        return 0;
-    if (sys->preadv(fd, &iov, 1, 0, 0) != 1)
-        byte = 0;
-    sys->close(fd);
-    return byte;
+    /* A block too large costs a read-modify-write here and there, one too small fails. */
+    if (!sysfs_read(device, "queue/logical_block_size", text, sizeof(text)) ||
+        number_parse(text, 65536, &block) < 0 || !is_power_of_two(block))
+        return DIRECT_ALIGNMENT_USUAL;
+    return (uint32_t)max_u64(block, 512);
 }
 
 bool file_rotational(dev_t device)
 {
-    char byte = sysfs_byte(device, "queue/rotational");
+    char text[8];
 
-    if (!byte) /* a partition has no queue of its own */
-        byte = sysfs_byte(device, "../queue/rotational");
-    return byte == '1';
+    return sysfs_read(device, "queue/rotational", text, sizeof(text)) && text[0] == '1';
 }

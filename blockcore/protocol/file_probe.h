@@ -15,10 +15,10 @@ int file_device_size(int fd, uint64_t *ret);
 bool file_device_read_only(int fd);
 
 /*
- * The smallest power of two from 512 to 4096 bytes that offset, length and memory of direct I/O
- * must be multiples of, found by reading; 0: none works.
+ * What offset, length and memory of direct I/O on the block device, or on files of a file system
+ * that is on it, must be multiples of: a power of two, at least 512.
  */
-uint32_t file_direct_alignment(int fd);
+uint32_t file_direct_alignment(dev_t device);
 
 /* Whether the block device `device`, or the one below that partition, spins. False when unknown. */
 bool file_rotational(dev_t device);

@@ -237,5 +237,34 @@ def test_sparse_tebibytes(t):
         equal(client.read(5 * GIB, 14), bytes(14), "zeroes")
 
 
+def test_direct_io_with_4k_sectors(t):
+    """A device whose blocks are larger than what the client writes; part of it has no storage yet."""
+    if os.geteuid() != 0:
+        skip("attaching a loop device needs root")
+    need("losetup")
+    backing = t.sparse_file("backing", 8 * MIB)
+    attached = run("losetup", "-f", "--show", "--sector-size", "4096", backing, status=None)
+    if attached.returncode != 0:
+        skip(f"no loop device can be had here: {attached.stderr.strip()}")
+    device = attached.stdout.strip()
+    try:
+        server = t.serve(device, "-f", "raw", "--cache=none")
+        with server.client() as client:
+            model = bytearray(MIB)
+            for offset, length in ((512, 512), (4096, 4096), (10000, 5000), (65535, 2)):
+                data = content(offset, length)
+                client.write(offset, data)
+                model[offset:offset + length] = data
+            equal(client.command(CMD_WRITE_ZEROES, 11000, 513), 0, "error of zeroing")
+            model[11000:11513] = bytes(513)
+            client.flush()
+            same_bytes(client.read(0, MIB), bytes(model), "through the server")
+            equal(client.read(700, 300), bytes(model[700:1000]), "a part")
+        server.stop()
+        same_bytes(read_file(backing)[:MIB], bytes(model), "on the device")
+    finally:
+        run("losetup", "-d", device, status=None)
+
+
 if __name__ == "__main__":
     main()
