@@ -81,7 +81,8 @@ static int locate(struct node *node, uint64_t offset, uint64_t length, struct lo
             return err;
         loc->owner = node;
         loc->offset = offset;
-        loc->reused |= node->reuses_storage;
+        loc->reused |= node->reuses_storage || (needs_locks(node) && e->kind == EXTENT_DATA &&
+                                                !(e->flags & EXTENT_WRITABLE));
     } while (step_down(&node, &offset, &length, loc));
     loc->allocated = e->kind != EXTENT_ABSENT;
     if (!loc->allocated) {

@@ -547,6 +547,12 @@ static int act_resolve(struct node *node)
     return 0;
 }
 
+static void plan_one_shared(struct qcow2_image *image)
+{
+    plan_one(image);
+    qcow2_image_snapshot(image);
+}
+
 /*
  * What is sent from the file may be taken by the client long afterwards: storage that zeroing or
  * discarding can give to other data meanwhile must not be sent so.
@@ -565,6 +571,11 @@ static void resolves_what_stays(void **state)
         want_reuse = rows[i].reuses;
         play(rows[i].version, rows[i].flags, plan_one, act_resolve);
     }
+    /* Storage that a write would leave for another may be given back, if the image is broken. */
+    want_reuse = true;
+    play(3, NODE_WRITABLE, plan_one_shared, act_resolve);
+    want_reuse = false;
+    play(3, 0, plan_one_shared, act_resolve);
 }
 
 int main(void)
