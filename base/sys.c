@@ -3,6 +3,7 @@
 #include "base/sys.h"
 
 #include <errno.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/sendfile.h>
@@ -79,6 +80,11 @@ static int posix_ioctl(int fd, unsigned long request, void *arg)
 static int posix_fcntl_lock(int fd, int cmd, struct flock *lock)
 {
     return fold(fcntl(fd, cmd, lock));
+}
+
+static int posix_flock(int fd, int operation)
+{
+    return fold(flock(fd, operation));
 }
 
 static int posix_unlinkat(int dirfd, const char *path, int flags)
@@ -195,6 +201,7 @@ const struct sys sys_posix = {
     .lseek = posix_lseek,
     .ioctl = posix_ioctl,
     .fcntl_lock = posix_fcntl_lock,
+    .flock = posix_flock,
     .unlinkat = posix_unlinkat,
     .socket = posix_socket,
     .bind = posix_bind,

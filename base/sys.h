@@ -31,6 +31,7 @@ struct sys {
     int64_t (*lseek)(int fd, uint64_t offset, int whence);
     int (*ioctl)(int fd, unsigned long request, void *arg);
     int (*fcntl_lock)(int fd, int cmd, struct flock *lock);
+    int (*flock)(int fd, int operation);
     int (*unlinkat)(int dirfd, const char *path, int flags);
 
     /* Sockets. */

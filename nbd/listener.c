@@ -22,11 +22,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Replies in a Unix socket's buffer, which the client takes while the next ones are made. */
 #define UNIX_BUFFER_BYTES (2 << 20)
+/* Others hold the lock of a directory for as long as it takes to bind and listen: not for a second.
+ */
+#define LOCK_TRIES 100
+#define LOCK_WAIT_NS 10000000
 
 static int add_listener(struct list *listeners, int fd, struct nbd_listener **ret)
 {
@@ -173,6 +179,33 @@ static int probe_socket(const struct sockaddr_un *address)
     return r == -EAGAIN || r == -EINPROGRESS || r == -EPROTOTYPE ? 0 : r;
 }
 
+/*
+ * Between bind and listen a socket looks stale, and between looking and removing it may be
+ * replaced. So servers that start on paths in one directory do it one after the other.  The lock is
+ * advice among ourselves: where it cannot be had, or somebody sits on it, it is done without.
+ * Returns the descriptor that holds it, or negative errno.
+ */
+static int lock_directory(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *directory = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+    int fd, r;
+
+    if (!directory)
+        return -ENOMEM;
+    fd = sys->openat(AT_FDCWD, directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    free(directory);
+    if (fd < 0)
+        return fd;
+    for (int tries = 0; tries < LOCK_TRIES; tries++) {
+        r = sys->flock(fd, LOCK_EX | LOCK_NB);
+        if (r != -EWOULDBLOCK && r != -EINTR)
+            break;
+        nanosleep(&(struct timespec){.tv_nsec = LOCK_WAIT_NS}, NULL);
+    }
+    return fd;
+}
+
 /* Makes the path free, or says why it is not. */
 static int clear_path(const struct sockaddr_un *address, struct error *error)
 {
@@ -234,7 +267,7 @@ int nbd_listen_unix(struct list *listeners, const char *path, int backlog, struc
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct nbd_listener *listener;
-    int r;
+    int lock, r;
 
     if (path[0] == '\0')
         return error_set(error, EINVAL, "the path of the Unix socket is empty");
@@ -244,13 +277,15 @@ int nbd_listen_unix(struct list *listeners, const char *path, int backlog, struc
             "the path of the Unix socket has %zu bytes; at most %zu are possible: '%s'",
             strlen(path), sizeof(address.sun_path) - 1, path);
     memcpy(address.sun_path, path, strlen(path));
-    r = clear_path(&address, error);
-    if (r < 0)
-        return r;
     r = add_listener(listeners, -1, &listener);
     if (r < 0)
         return error_set_errno(error, -r, "cannot listen on '%s'", path);
-    r = listen_unix_at(listener, &address, backlog, error);
+    lock = lock_directory(path);
+    r = clear_path(&address, error);
+    if (r == 0)
+        r = listen_unix_at(listener, &address, backlog, error);
+    if (lock >= 0)
+        sys->close(lock);
     if (r < 0)
         nbd_listener_free(listener);
     return r;

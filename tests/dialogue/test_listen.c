@@ -360,7 +360,8 @@ static void test_each_call_fails(void **state)
 
     fault_install();
     rig_init(&rig, NULL);
-    for (unsigned nth = 1;; nth++) {
+    /* From the second on: the first looks for the lock of the directory, and is done without. */
+    for (unsigned nth = 2;; nth++) {
         struct error error = {0};
         int r;
 
