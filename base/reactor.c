@@ -13,6 +13,7 @@
 
 #include "base/buffer.h"
 #include "base/coroutine.h"
+#include "base/log.h"
 #include "base/reactor_turn.h"
 #include "base/sys.h"
 #include "base/worker.h"
@@ -25,6 +26,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* With more than this pooled, memory is given back when there were few turns in so many seconds. */
 #define TRIM_BYTES ((size_t)2 << 20)
@@ -140,6 +142,13 @@ static void on_never(struct ev_loop *loop, ev_periodic *watch, int revents)
 
 /* ---- Life of the loop ---- */
 
+/* libev would abort: what it cannot go on without is an end with a message, not a crash. */
+static void on_system_error(const char *text)
+{
+    log_error("the event loop cannot go on: %s: %s", text, strerror(errno));
+    _exit(1);
+}
+
 static void start_watchers(void)
 {
     ev_prepare_init(&reactor.prepare, on_prepare);
@@ -164,6 +173,7 @@ int reactor_init(struct error *error)
     memset(&reactor, 0, sizeof(reactor));
     reactor_turn_init();
     reactor.timer_due = NO_TIMER;
+    ev_set_syserr_cb(on_system_error);
     reactor.loop = ev_loop_new(EVFLAG_NOENV | EVBACKEND_EPOLL | EVBACKEND_POLL);
     if (!reactor.loop)
         return error_set_errno(error, errno ? errno : ENOMEM, "cannot create the event loop");
