@@ -39,7 +39,8 @@ void nbd_connection_owner_init(struct nbd_connection_owner *owner,
     log_limit_init(&owner->log_refused, LOG_LEVEL_INFO, "clients closed in the handshake");
 }
 
-static void set_reason(struct nbd_connection *c, const char *format, va_list args)
+__attribute__((format(printf, 2, 0))) static void set_reason(struct nbd_connection *c,
+                                                             const char *format, va_list args)
 {
     if (!c->input_closed)
         vsnprintf(c->reason, sizeof(c->reason), format, args);

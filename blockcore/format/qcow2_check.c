@@ -17,7 +17,8 @@
 
 #define TEXT_MAX 512
 
-static void report(struct qcow2_check *c, const char *prefix, const char *format, va_list ap)
+__attribute__((format(printf, 3, 0))) static void report(struct qcow2_check *c, const char *prefix,
+                                                         const char *format, va_list ap)
 {
     char text[TEXT_MAX];
     size_t used = (size_t)snprintf(text, sizeof(text), "%s", prefix);
