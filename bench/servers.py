@@ -216,7 +216,7 @@ class QemuNbd(Server):
         listen = ["-k", endpoint.path] if endpoint.path else ["-b", "127.0.0.1", "-p",
                                                               str(TCP_PORT)]
         return [self.program, "-f", image.format, "-t", "-e", "0", "--cache=writeback",
-                "--discard=unmap", *listen, image.path]
+                *listen, image.path]
 
 
 class Evnbd(QemuNbd):
