@@ -86,8 +86,7 @@ enum driver_kind { DRIVER_PROTOCOL, DRIVER_FORMAT, DRIVER_FILTER };
 struct driver {
     const char *name;
     enum driver_kind kind;
-    bool takes_backing; /* opens a backing node (node_open_backing) */
-    size_t state_size;  /* bytes of zeroed driver state that the core allocates */
+    size_t state_size; /* bytes of zeroed driver state that the core allocates */
     const struct magic
         *magics; /* any of them makes it a candidate; length 0 ends; NULL: never probed */
     const struct option_row *options; /* for options_take on the node's tree; also the help text */

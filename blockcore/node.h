@@ -38,7 +38,6 @@ enum {
 struct block_context {
     const struct driver *const *drivers; /* NULL-terminated */
     const struct io_engine *engine;      /* NULL: the best there is */
-    bool engine_native;                  /* --aio=native: demand O_DIRECT */
 };
 
 /* Permissions on a file, as image locking shares them with other programs. */

@@ -13,6 +13,7 @@
 #include "base/trace.h"
 #include "blockcore/block.h"
 #include "blockcore/drivers.h"
+#include "blockcore/foreign.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -418,11 +419,28 @@ int node_open_backing(struct node *node, struct node_open *open, const char *nam
     return open->backing ? 0 : out_of_memory(error);
 }
 
+/* Names the format of the probed file, unless it is one that cannot be opened. */
+static int judge_probe(const struct block_context *context, const struct probe *probe,
+                       const struct node *file, const char **ret, bool *ret_guessed_raw,
+                       struct error *error)
+{
+    const struct driver *driver = driver_probe(context->drivers, probe);
+    const char *foreign = driver ? NULL : foreign_format(probe);
+
+    if (foreign)
+        return error_set(error, ENOTSUP,
+                         "%s looks like a %s image, a format that is not supported; "
+                         "--format=raw serves the file as it is",
+                         node_name(file), foreign);
+    *ret = driver ? driver->name : driver_raw.name;
+    *ret_guessed_raw = !driver;
+    return 0;
+}
+
 /* Reads the start of the file and names its format; "raw" when no known one shows. */
 static int probe_format(const struct block_context *context, json_t *file, unsigned flags,
                         const char **ret, bool *ret_guessed_raw, struct error *error)
 {
-    const struct driver *driver;
     struct probe probe;
     struct node *node;
     uint8_t *data;
@@ -437,13 +455,10 @@ static int probe_format(const struct block_context *context, json_t *file, unsig
     }
     probe = (struct probe){data, min_u64(node->size, PROBE_BYTES), node->size};
     err = block_read(node, data, probe.length, 0);
-    if (err < 0) {
+    if (err < 0)
         error_set_errno(error, -err, "cannot read the start of %s", node_name(node));
-    } else {
-        driver = driver_probe(context->drivers, &probe);
-        *ret = driver ? driver->name : driver_raw.name;
-        *ret_guessed_raw = !driver;
-    }
+    else
+        err = judge_probe(context, &probe, node, ret, ret_guessed_raw, error);
     buffer_put(data, PROBE_BYTES);
     node_unref(node);
     return err;

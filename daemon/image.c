@@ -32,7 +32,6 @@ struct block_context image_context(const struct arguments *arguments)
     return (struct block_context){
         .drivers = block_drivers,
         .engine = engines[arguments->aio],
-        .engine_native = arguments->aio == AIO_NATIVE,
     };
 }
 

@@ -210,7 +210,6 @@ static const struct option_row qcow2_option_rows[] = {
 const struct driver driver_qcow2 = {
     .name = "qcow2",
     .kind = DRIVER_FORMAT,
-    .takes_backing = true,
     .state_size = sizeof(struct qcow2),
     .magics = qcow2_magics,
     .options = qcow2_option_rows,

@@ -101,7 +101,6 @@ static void layer_close(struct node *node)
 static const struct driver driver_layer = {
     .name = "layer",
     .kind = DRIVER_FORMAT,
-    .takes_backing = true,
     .state_size = sizeof(struct layer_state),
     .options = layer_options,
     .open = layer_open_node,

@@ -219,7 +219,6 @@ void toy_encode(struct node *node, uint64_t offset)
 const struct driver driver_toy = {
     .name = "toy",
     .kind = DRIVER_FORMAT,
-    .takes_backing = true,
     .state_size = sizeof(struct toy),
     .options = toy_options,
     .open = toy_open,

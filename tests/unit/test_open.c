@@ -53,7 +53,6 @@ static const struct magic link_magics[] = {{0, 5, "LINK "}, {0}};
 static const struct driver driver_link = {
     .name = "link",
     .kind = DRIVER_FORMAT,
-    .takes_backing = true,
     .magics = link_magics,
     .open = link_open,
     .map = link_map,
@@ -157,6 +156,38 @@ static void test_raw_and_probing(void **state)
     assert_int_equal(o.first, 'h');
     o = open_image("link", "raw", 0); /* told raw, it stays raw */
     assert_int_equal(o.first, 'L');
+}
+
+static void test_foreign_formats(void **state)
+{
+    static const struct {
+        const char *name, *start;
+        size_t offset, length;
+    } rows[] = {
+        {"qcow", "QFI\xfb\0\0\0\1", 0, 8},
+        {"qed", "QED", 0, 4},
+        {"vhdx", "vhdxfile", 0, 8},
+        {"vmdk", "KDMV", 0, 4},
+        {"vmdk", "COWD", 0, 4},
+        {"vmdk", "# Disk DescriptorFile", 0, 21},
+        {"vdi", "\x7f\x10\xda\xbe", 64, 4},
+        {"parallels", "WithoutFreeSpace", 0, 16},
+        {"luks", "LUKS\xba\xbe", 0, 6},
+        {"vpc", "conectix", 0, 8},
+        {"bochs", "Bochs Virtual HD Image", 0, 22},
+        {"cloop", "#!/bin/sh\n#V2.0 Format\n", 0, 23},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        char *path = test_path(dir, "foreign"), data[1024] = "", words[64];
+
+        memcpy(data + rows[i].offset, rows[i].start, rows[i].length);
+        test_file_write(path, data, sizeof(data));
+        free(path);
+        snprintf(words, sizeof(words), "looks like a %s image", rows[i].name);
+        assert_error(open_image("foreign", NULL, NODE_WRITABLE), ENOTSUP, words);
+        assert_int_equal(open_image("foreign", "raw", NODE_WRITABLE).result, 0);
+    }
 }
 
 static void test_what_is_no_image(void **state)
@@ -412,7 +443,7 @@ int main(void)
         TEST(test_raw_and_probing), TEST(test_what_is_no_image), TEST(test_cycles),
         TEST(test_depth),           TEST(test_backing_policy),   TEST(test_relative_names),
         TEST(test_trees),           TEST(test_nesting),          TEST(test_locks),
-        TEST(test_window),
+        TEST(test_foreign_formats), TEST(test_window),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
