@@ -217,6 +217,11 @@ static int open_for_change(struct qcow2 *q, struct error *error)
     if (!file_grows(q->file))
         q->cluster_limit = min_u64(q->cluster_limit, q->file->size >> q->cluster_bits);
     q->write_ready = q->header.autoclear == 0;
+    if (q->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS)
+        log_warning(
+            "%s has dirty bitmaps, which are not kept up to date yet: the first write makes "
+            "them invalid",
+            node_name(q->node));
     return 0;
 }
 
