@@ -5,6 +5,7 @@
  * nowhere else.
  */
 #include "base/log.h"
+#include "base/size.h"
 #include "base/trace.h"
 #include "daemon/arguments.h"
 #include "daemon/daemonize.h"
@@ -13,7 +14,9 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char *program_name(int argc, char **argv)
 {
@@ -62,11 +65,30 @@ static int inform(const struct arguments *arguments, const char *program, struct
     return finish_output(error);
 }
 
+/*
+ * Who passes sockets wants them served.  Serving the default port instead would open the image to
+ * the network, while the clients of the passed sockets wait for ever.
+ */
+static int refuse_passed_sockets(struct error *error)
+{
+    const char *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
+    uint64_t number;
+
+    if (!pid || !fds || number_parse(pid, INT32_MAX, &number) < 0 || number != (uint64_t)getpid())
+        return 0;
+    return error_set(error, ENOTSUP,
+                     "sockets were passed (LISTEN_FDS=%s), which is not supported yet; "
+                     "say where to listen with --socket or --port, without socket activation",
+                     fds);
+}
+
 static int serve(const struct arguments *arguments, struct error *error)
 {
     struct daemonize daemonize = {0};
-    int err;
+    int err = refuse_passed_sockets(error);
 
+    if (err < 0)
+        return err;
     if (arguments->fork) {
         err = daemonize_fork(&daemonize, error);
         if (err != 0)

@@ -428,6 +428,13 @@ def test_persistent_goes_on(t):
     equal(server.process.poll(), None, "exit status")
 
 
+def test_passed_sockets_are_refused(t):
+    """Rather than that the image is opened to the network instead. exec keeps the pid."""
+    done = run("sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"', "sh", os.environ["EVNBD"],
+               "-f", "raw", raw_disk(t), status=1)
+    check("LISTEN_FDS=1" in done.stderr, done.stderr)
+
+
 def test_broken_pipe_is_survived(t):
     server = t.serve(t.sparse_file("disk", STALL), "-f", "raw")
     stalled_client(server).close()
