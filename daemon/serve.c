@@ -110,7 +110,8 @@ static int open_export(void *arg)
 
     if (err < 0)
         return err;
-    e = nbd_export_new(a->export_name, a->description, serve->node, a->read_only, a->shared != 1);
+    e = nbd_export_new(a->export_name, a->description, serve->node, a->read_only,
+                       a->shared != 1 && a->address_limit != 1);
     if (!e)
         return error_set(serve->error, ENOMEM, "Could not make the export: out of memory");
     e->detect_zeroes = a->detect_zeroes != DETECT_ZEROES_OFF;
