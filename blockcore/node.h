@@ -19,6 +19,7 @@
 #include <sys/types.h>
 
 struct io_engine;
+struct secret_store;
 
 /* Backing links from the top to the bottom of a chain, and file links below one node, at most. */
 #define NODE_DEPTH_MAX 64
@@ -38,6 +39,7 @@ enum {
 struct block_context {
     const struct driver *const *drivers; /* NULL-terminated */
     const struct io_engine *engine;      /* NULL: the best there is */
+    const struct secret_store *secrets;  /* what options like key-secret name; NULL: none */
 };
 
 /* Permissions on a file, as image locking shares them with other programs. */

@@ -121,7 +121,7 @@ static int lower(struct qcow2 *q, uint64_t first, uint64_t count, struct lowered
 void qcow2_clusters_unalloc(struct qcow2 *q, uint64_t first, uint64_t count)
 {
     while (count > 0) {
-        struct lowered part;
+        struct lowered part = {0};
 
         if (lower(q, first, count, &part) < 0)
             return;
@@ -205,7 +205,7 @@ int qcow2_pending_apply(struct qcow2 *q)
     while (p->count > 0 && !q->corrupt && err == 0) {
         struct pending_run *run = &p->runs[p->count - 1];
         uint64_t first = run->first;
-        struct lowered part;
+        struct lowered part = {0};
 
         err = lower(q, first, run->count, &part);
         if (err < 0)
