@@ -355,8 +355,7 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
 {
     int first, err;
 
-    *ret = (struct arguments){
-        .port = NBD_DEFAULT_PORT, .export_name = "", .shared = 1, .handshake_limit = NOT_GIVEN};
+    *ret = (struct arguments){.export_name = "", .shared = 1, .handshake_limit = NOT_GIVEN};
     err = cli_parse(&arguments_cli, ret, argc, argv, &first, ret_hint, error);
     set_defaults(ret);
     if (err == 0 && ret->action == ACTION_LIST && argc > first)
@@ -395,9 +394,9 @@ static int check_string(const char *what, const char *text, struct error *error)
 
 static int check_tcp(const struct arguments *a, struct error *error)
 {
-    size_t digits = strspn(a->port, "0123456789");
+    size_t digits = a->port ? strspn(a->port, "0123456789") : 0;
 
-    if (!*a->port || (!a->port[digits] && (digits > 5 || atoi(a->port) > UINT16_MAX)))
+    if (a->port && (!*a->port || (!a->port[digits] && (digits > 5 || atoi(a->port) > UINT16_MAX))))
         return error_set(error, EINVAL,
                          "Invalid port '%s': a number up to %d or a service name is needed",
                          a->port, UINT16_MAX);
@@ -442,6 +441,27 @@ static int check_list(const struct arguments *a, struct error *error)
         return error_set(error, EINVAL, "List mode is incompatible with per-device settings");
     if (a->fork)
         return error_set(error, EINVAL, "List mode is incompatible with forking");
+    return 0;
+}
+
+int arguments_check_activated(const struct arguments *arguments, struct error *error)
+{
+    const struct {
+        bool given;
+        const char *option;
+    } options[] = {
+        {arguments->action == ACTION_LIST, "--list"},
+        {arguments->socket, "--socket"},
+        {arguments->bind, "--bind"},
+        {arguments->port, "--port"},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++)
+        if (options[i].given)
+            return error_set(error, EINVAL,
+                             "%s cannot be used with socket activation: the sockets to serve were "
+                             "passed to the process (LISTEN_FDS)",
+                             options[i].option);
     return 0;
 }
 

@@ -24,7 +24,7 @@ struct arguments {
     bool json;       /* of ACTION_LIST */
     bool per_device; /* an option was given that says what or how to serve */
 
-    const char *port;   /* number or service name */
+    const char *port;   /* number or service name; NULL: the protocol's own */
     const char *bind;   /* host name or address; NULL: every IPv4 address, or this machine */
     const char *socket; /* NULL: TCP */
     uint64_t shared;    /* clients at a time; 0: no limit */
@@ -64,6 +64,9 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
 
 /* Refuses values and combinations that cannot be served. Looks at nothing but the struct. */
 int arguments_check(const struct arguments *arguments, struct error *error);
+
+/* Refuses what says where to listen, or to list, when sockets were passed to the process. */
+int arguments_check_activated(const struct arguments *arguments, struct error *error);
 
 void arguments_release(struct arguments *arguments);
 

@@ -105,7 +105,9 @@ static void warn_about_problems(const struct nbd_remote *remote)
 int list_run(const struct arguments *arguments, FILE *out, struct error *error)
 {
     struct inquiry inquiry = {
-        .address = {.socket = arguments->socket, .host = arguments->bind, .port = arguments->port},
+        .address = {.socket = arguments->socket,
+                    .host = arguments->bind,
+                    .port = arguments->port ? arguments->port : NBD_DEFAULT_PORT},
         .limit_ns = (int64_t)arguments->handshake_limit * SECOND_NS,
         .error = error,
     };

@@ -5,7 +5,6 @@
  * nowhere else.
  */
 #include "base/log.h"
-#include "base/size.h"
 #include "base/trace.h"
 #include "daemon/arguments.h"
 #include "daemon/daemonize.h"
@@ -16,7 +15,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char *program_name(int argc, char **argv)
 {
@@ -65,45 +63,32 @@ static int inform(const struct arguments *arguments, const char *program, struct
     return finish_output(error);
 }
 
-/*
- * Who passes sockets wants them served.  Serving the default port instead would open the image to
- * the network, while the clients of the passed sockets wait for ever.
- */
-static int refuse_passed_sockets(struct error *error)
-{
-    const char *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
-    uint64_t number;
-
-    if (!pid || !fds || number_parse(pid, INT32_MAX, &number) < 0 || number != (uint64_t)getpid())
-        return 0;
-    return error_set(error, ENOTSUP,
-                     "sockets were passed (LISTEN_FDS=%s), which is not supported yet; "
-                     "say where to listen with --socket or --port, without socket activation",
-                     fds);
-}
-
-static int serve(const struct arguments *arguments, struct error *error)
+static int serve(const struct arguments *arguments, const struct activation *activation,
+                 struct error *error)
 {
     struct daemonize daemonize = {0};
-    int err = refuse_passed_sockets(error);
 
-    if (err < 0)
-        return err;
     if (arguments->fork) {
-        err = daemonize_fork(&daemonize, error);
+        int err = daemonize_fork(&daemonize, error);
+
         if (err != 0)
             return err;
     }
-    return serve_run(arguments, &daemonize, error);
+    return serve_run(arguments, activation, &daemonize, error);
 }
 
 static int act(const struct arguments *arguments, const char *program, struct error *error)
 {
+    struct activation activation;
     int err;
 
     if (arguments->action != ACTION_SERVE && arguments->action != ACTION_LIST)
         return inform(arguments, program, error);
-    err = arguments_check(arguments, error);
+    err = activation_take(&activation, error);
+    if (err == 0 && activation.count > 0)
+        err = arguments_check_activated(arguments, error);
+    if (err == 0)
+        err = arguments_check(arguments, error);
     for (size_t i = 0; i < arguments->traces.count && err == 0; i++)
         err = trace_configure(arguments->traces.items[i], error);
     if (err < 0)
@@ -113,7 +98,7 @@ static int act(const struct arguments *arguments, const char *program, struct er
         err = list_run(arguments, stdout, error);
         return err < 0 ? err : finish_output(error);
     }
-    return serve(arguments, error);
+    return serve(arguments, &activation, error);
 }
 
 int main(int argc, char **argv)

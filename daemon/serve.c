@@ -35,6 +35,7 @@
 
 struct serve {
     const struct arguments *arguments;
+    const struct activation *activation;
     struct error *error;
 
     struct block_context context;
@@ -175,6 +176,18 @@ static int backlog(const struct arguments *arguments)
     return (int)arguments->shared;
 }
 
+static int listen_passed(struct serve *serve)
+{
+    const struct activation *activation = serve->activation;
+    int err = 0;
+
+    for (unsigned i = 0; i < activation->count && err == 0; i++)
+        err = nbd_server_listen_passed(serve->server, activation->first + (int)i, serve->error);
+    if (err < 0)
+        error_prefix(serve->error, "Socket activation failed: ");
+    return err;
+}
+
 static int start_listening(struct serve *serve)
 {
     const struct arguments *a = serve->arguments;
@@ -191,6 +204,8 @@ static int start_listening(struct serve *serve)
     serve->server = nbd_server_new(&config, &serve->exports, &events);
     if (!serve->server)
         return error_set(serve->error, ENOMEM, "Could not make the server: out of memory");
+    if (serve->activation->count > 0)
+        return listen_passed(serve);
     if (a->socket)
         return nbd_server_listen_unix(serve->server, a->socket, backlog(a), serve->error);
     return nbd_server_listen_tcp(serve->server, a->bind, a->port, backlog(a), serve->error);
@@ -263,10 +278,12 @@ static int finish(struct serve *serve)
     return err;
 }
 
-int serve_run(const struct arguments *arguments, struct daemonize *daemonize, struct error *error)
+int serve_run(const struct arguments *arguments, const struct activation *activation,
+              struct daemonize *daemonize, struct error *error)
 {
     struct serve serve = {
         .arguments = arguments,
+        .activation = activation,
         .error = error,
         .context = image_context(arguments),
         .pid_file = {.fd = -1},

@@ -307,6 +307,51 @@ void nbd_listener_free(struct nbd_listener *listener)
     free(listener);
 }
 
+/* ---- Passed by somebody else ---- */
+
+static int socket_option(int fd, int name, int *ret)
+{
+    socklen_t length = sizeof(*ret);
+
+    return sys->getsockopt(fd, SOL_SOCKET, name, ret, &length);
+}
+
+/* Refuses what is no listening stream socket. */
+static int check_passed(int fd, struct error *error)
+{
+    int type, listening, r = socket_option(fd, SO_TYPE, &type);
+
+    if (r == -ENOTSOCK)
+        return error_set(error, ENOTSOCK, "the passed descriptor %d is not a socket", fd);
+    if (r == 0)
+        r = socket_option(fd, SO_ACCEPTCONN, &listening);
+    if (r < 0)
+        return error_set_errno(error, -r, "cannot use the passed descriptor %d", fd);
+    if (type != SOCK_STREAM)
+        return error_set(error, EPROTOTYPE,
+                         "the passed descriptor %d is not a stream socket, which NBD needs", fd);
+    if (!listening)
+        return error_set(error, EINVAL,
+                         "the passed descriptor %d is a socket that does not listen; one with "
+                         "Accept=no is needed, not a connection",
+                         fd);
+    return 0;
+}
+
+int nbd_listen_passed(struct list *listeners, int fd, struct error *error)
+{
+    struct nbd_listener *listener;
+    int r = check_passed(fd, error), flags;
+
+    if (r < 0)
+        return r;
+    flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        return error_set_errno(error, errno, "cannot use the passed descriptor %d", fd);
+    r = add_listener(listeners, fd, &listener);
+    return r < 0 ? error_set_errno(error, -r, "cannot use the passed descriptor %d", fd) : 0;
+}
+
 /* ---- Accepting ---- */
 
 static int set_number(int fd, int level, int name, int value)

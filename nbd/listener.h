@@ -27,6 +27,7 @@ struct nbd_listener {
 int nbd_listen_tcp(struct list *listeners, const char *host, const char *port, int backlog,
                    struct error *error);
 int nbd_listen_unix(struct list *listeners, const char *path, int backlog, struct error *error);
+int nbd_listen_passed(struct list *listeners, int fd, struct error *error);
 
 /*
  * Accepts one client, sets the socket's options, and names the peer if it has an address (else peer

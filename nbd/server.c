@@ -333,6 +333,13 @@ int nbd_server_listen_unix(struct nbd_server *server, const char *path, int back
     return r < 0 ? r : watch_listeners(server, error);
 }
 
+int nbd_server_listen_passed(struct nbd_server *server, int fd, struct error *error)
+{
+    int r = nbd_listen_passed(&server->listeners, fd, error);
+
+    return r < 0 ? r : watch_listeners(server, error);
+}
+
 void nbd_server_start(struct nbd_server *server)
 {
     server->started = true;

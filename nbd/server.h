@@ -49,6 +49,11 @@ int nbd_server_listen_tcp(struct nbd_server *server, const char *host, const cha
                           int backlog, struct error *error);
 int nbd_server_listen_unix(struct nbd_server *server, const char *path, int backlog,
                            struct error *error);
+/*
+ * Serves the clients of a listening stream socket that somebody else has opened; its file, if it
+ * has one, is left to them.  Owns fd on success.
+ */
+int nbd_server_listen_passed(struct nbd_server *server, int fd, struct error *error);
 /* Starts to accept. Until then clients wait in the backlog. */
 void nbd_server_start(struct nbd_server *server);
 /* Serves one connected socket (tests; later socket activation and kernel attach). Owns fd. */

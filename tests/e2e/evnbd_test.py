@@ -179,16 +179,48 @@ def unpack_sample(t, row):
     return path
 
 
-class Server:
-    """A running evnbd. `image` and options are passed as they are; one of unix, port says where."""
+# Puts the descriptors (argv 1: their numbers) at 3, 4, ... and becomes the program, as the process
+# with the number that LISTEN_PID says. argv 2 and 3: LISTEN_FDS, and what is added to LISTEN_PID.
+ACTIVATE = """
+import os, sys
+descriptors = [os.dup(int(word)) for word in sys.argv[1].split()]
+descriptors = [os.dup2(fd, fd + 100) for fd in descriptors]
+os.closerange(3, 100)
+for number, fd in enumerate(descriptors):
+    os.dup2(fd, 3 + number)
+os.closerange(100, 300)
+os.environ.update(LISTEN_FDS=sys.argv[2], LISTEN_PID=str(os.getpid() + int(sys.argv[3])))
+os.execvp(sys.argv[4], sys.argv[4:])
+"""
 
-    def __init__(self, case, image, *options, unix=None, host=None, port=None, export="",
+
+def activated(passed, count=None, pid_offset=0):
+    """Keywords for what starts a program, to pass it these sockets as a service manager does."""
+    numbers = [sock.fileno() for sock in passed]
+    return {"prefix": [sys.executable, "-c", ACTIVATE, " ".join(map(str, numbers)),
+                       str(len(numbers) if count is None else count), str(pid_offset)],
+            "pass_fds": numbers}
+
+
+class Server:
+    """
+    A running evnbd. `image` and options are passed as they are; one of unix, port, passed says
+    where: the last is sockets that are passed to it (socket activation).
+    """
+
+    def __init__(self, case, image, *options, unix=None, host=None, port=None, passed=(), export="",
                  persistent=True, prefix=(), **popen):
         self.stem = case.path(f"server{case.number()}")
+        if passed:
+            popen.update(activated(passed))
+            prefix = popen.pop("prefix")
+            name = passed[0].getsockname()
+            unix, (host, port) = (name, (None, None)) if isinstance(name, str) else (None, name[:2])
         self.unix = unix or (None if port else self.stem + ".sock")
         self.host, self.port, self.export = host or "127.0.0.1", port, export
         self.pid_file = self.stem + ".pid"
         where = ["-k", self.unix] if self.unix else ["-b", self.host, "-p", str(port)]
+        where = [] if passed else where
         words = [*prefix, EVNBD, *where, f"--pid-file={self.pid_file}", *(["-t"] if persistent else []),
                  *(["-x", export] if export else []), *options, *([image] if image else [])]
         self.command = [str(word) for word in words]

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Rows A89 to A96 of the table of hostile inputs: signals, descriptors, crowds, sockets."""
 import os
+import re
 import resource
 import signal
 import socket
 import stat
 import time
 
-from evnbd_test import KIB, MIB, SANITIZED, check, content, equal, refused, same_bytes, skip
+from evnbd_test import (EVNBD, KIB, MIB, SANITIZED, activated, check, content, equal, refused,
+                        refused_command, same_bytes, skip)
 from hostile import (DATA, HEAD, MODES, SIZE, check_good_client, check_memory, row)
 from nbd_raw import (CMD_FLAG_PAYLOAD_LEN, CMD_READ, CMD_WRITE, ESHUTDOWN, Closed, RawClient)
 
@@ -163,9 +165,38 @@ def _(stage):
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-@row("A94", "sockets that the parent did not pass")
+@row("A94", "sockets that the parent did not pass, or passed wrong")
 def _(stage):
-    skip("evnbd takes no sockets from its parent yet")
+    t = stage.t
+    image, path = t.file("disk", DATA), t.path("passed.sock")
+    listener, connected = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    datagram, pipe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), os.pipe()
+    unconnected = socket.socket(socket.AF_INET)
+
+    def refuse(passed, *options, count=None, says):
+        keywords = activated(passed, count=count)
+        refused_command([*keywords.pop("prefix"), EVNBD, "-t", "-f", "raw", *options, image],
+                        [re.escape(says)], **keywords)
+
+    refuse([unconnected], says="does not listen")
+    listener.listen(8)
+    connected.connect(path)
+    for count in ("0", "x", "-1", "1x", "", "1025", "99999999999999999999"):
+        refuse([listener], count=count, says=f"LISTEN_FDS is '{count}'")
+    refuse([listener], count="2", says="fd = 4")
+    with open(pipe[0], "rb") as reading, open(pipe[1], "wb"):
+        refuse([reading], says="descriptor 3 is not a socket")
+        refuse([listener, reading], says="descriptor 4 is not a socket")
+    refuse([datagram], says="descriptor 3 is not a stream socket")
+    refuse([connected], says="descriptor 3 is a socket that does not listen")
+    for option, value in (("--socket", t.path("own.sock")), ("--port", "0"), ("--bind", "::1")):
+        refuse([listener], f"{option}={value}", says=f"{option} cannot be used with socket activation")
+    check(os.path.exists(path) and not os.path.exists(t.path("own.sock")), "files of sockets")
+    for sock in (connected, datagram, unconnected):
+        sock.close()
+    server = t.serve(image, "-f", "raw", passed=[listener])
+    stage.servers.append([server, DATA[:HEAD], server.descriptors()])
 
 
 def same_file(path, before):

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import time
 
-from evnbd_test import (EVNBD, HANG, MIB, cases, check, content, equal, free_port, main, need,
+from evnbd_test import (EVNBD, HANG, MIB, activated, cases, check, content, equal, free_port, main, need,
                         read_file, refused, refused_command, run, same_bytes, wait_for)
 from nbd_raw import CMD_READ, CMD_WRITE, Closed, RawClient, request_bytes
 
@@ -428,11 +428,37 @@ def test_persistent_goes_on(t):
     equal(server.process.poll(), None, "exit status")
 
 
-def test_passed_sockets_are_refused(t):
-    """Rather than that the image is opened to the network instead. exec keeps the pid."""
-    done = run("sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"', "sh", os.environ["EVNBD"],
-               "-f", "raw", raw_disk(t), status=1)
-    check("LISTEN_FDS=1" in done.stderr, done.stderr)
+def listening(family, address):
+    sock = socket.socket(family)
+    sock.bind(address)
+    sock.listen(8)
+    return sock
+
+
+def test_passed_sockets_are_served(t):
+    """A client that connected before the server was there is served too; the file stays."""
+    path = t.path("passed.sock")
+    sockets = [listening(socket.AF_UNIX, path), listening(socket.AF_INET, ("127.0.0.1", 0))]
+    image = t.file("disk", b"\x5a" * 4096)
+    early = socket.socket(socket.AF_UNIX)
+    early.connect(path)
+    server = t.serve(image, "-f", "raw", "-e", "0", passed=sockets)
+    equal(early.recv(8), b"NBDMAGIC", "greeting of the early client")
+    early.close()
+    for address in (path, sockets[1].getsockname()):
+        client = RawClient(address).connect(b"", "simple")
+        equal(client.read(0, 4096), b"\x5a" * 4096, f"content over {address}")
+        client.disconnect()
+    server.stop()
+    check(os.path.exists(path), "the socket's file was removed, which is another's")
+
+
+def test_sockets_of_another_process(t):
+    """LISTEN_PID names somebody else: the socket is not ours, and the option is."""
+    with listening(socket.AF_UNIX, t.path("passed.sock")) as sock:
+        server = t.serve(raw_disk(t), "-f", "raw", **activated([sock], pid_offset=1))
+        with server.client() as client:
+            equal(len(client.read(0, 512)), 512, "length of a read")
 
 
 def test_broken_pipe_is_survived(t):
