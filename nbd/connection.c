@@ -65,6 +65,7 @@ void nbd_connection_cut(struct nbd_connection *c, const char *format, ...)
     set_reason(c, format, args);
     va_end(args);
     c->dead = true;
+    co_queue_wake_all(&c->output_room);
 }
 
 /* ---- Sending ---- */
@@ -98,6 +99,8 @@ void nbd_connection_flush(struct nbd_connection *c)
         reactor_timer_stop(&c->stall);
     else if (c->out.sent != sent || c->stall.heap_index == 0)
         reactor_timer_start(&c->stall, NBD_STALL_NS, on_stall);
+    if (!nbd_connection_output_full(c))
+        co_queue_wake_all(&c->output_room);
 }
 
 void nbd_connection_queued(struct nbd_connection *c)
@@ -111,6 +114,12 @@ bool nbd_connection_output_full(const struct nbd_connection *c)
 {
     return c->out.blocked &&
            (c->out.queued >= NBD_OUTPUT_MAX || c->out.count >= NBD_OUTPUT_SEGMENTS_MAX);
+}
+
+void nbd_connection_await_room(struct nbd_connection *c)
+{
+    while (!c->dead && nbd_connection_output_full(c))
+        co_queue_wait(&c->output_room);
 }
 
 /* ---- Idle clients ---- */
@@ -428,6 +437,7 @@ struct nbd_connection *nbd_connection_new(struct nbd_connection_owner *owner, st
     nbd_share_init(&c->share, &owner->memory, &c->turn);
     nbd_sendq_init(&c->out, &c->share);
     co_mutex_init(&c->status_mutex);
+    co_queue_init(&c->output_room);
     c->peer = strdup(peer);
     c->handshake = calloc(1, sizeof(*c->handshake));
     if (c->peer && c->handshake && begin(c, stream)) {

@@ -78,6 +78,7 @@ struct nbd_connection {
     struct reactor_timer deadline; /* of the handshake */
     struct reactor_timer stall;
     struct co_mutex status_mutex; /* one BLOCK_STATUS at a time */
+    struct co_queue output_room;  /* who waits until the output is not full any more */
     struct reactor_timer idle;
     int64_t active_ns;         /* with an idle limit: when something was last received or sent */
     int64_t since_ns;          /* when it connected */
@@ -135,6 +136,9 @@ void nbd_connection_flush(struct nbd_connection *c);
 void nbd_connection_queued(struct nbd_connection *c);
 /* Whether so much waits for a peer that does not read that no more requests are taken. */
 bool nbd_connection_output_full(const struct nbd_connection *c);
+
+/* Waits until it is not, or nothing is sent any more (c->dead). In a coroutine. */
+void nbd_connection_await_room(struct nbd_connection *c);
 
 /* Something came or went: the client is not idle. */
 void nbd_connection_active(struct nbd_connection *c);

@@ -84,16 +84,20 @@ static void answer(struct nbd_job *job)
     struct nbd_slice slice;
 
     nbd_slice_begin(&slice);
-    while (left && !c->dead) {
+    for (; left; left &= left - 1) {
         unsigned context = (unsigned)__builtin_ctzll(left);
-        int r = collect(job, context, &slice, &found);
+        int r;
 
-        left &= left - 1;
+        /* Many requests for many contexts would else pile up for a peer that does not read. */
+        nbd_connection_await_room(c);
+        if (c->dead)
+            return;
+        r = collect(job, context, &slice, &found);
         if (r < 0) {
             nbd_reply_errno(c, request, r);
             return;
         }
-        nbd_reply_status(c, request, context, found.extents, found.count, left == 0);
+        nbd_reply_status(c, request, context, found.extents, found.count, (left & (left - 1)) == 0);
     }
 }
 

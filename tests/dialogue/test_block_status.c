@@ -338,6 +338,49 @@ static void test_gone_in_the_middle(void **state)
     assert_int_equal(buffer_bytes_used(), 0);
 }
 
+/* A client asks for far more than it reads: what is ready for it stays bounded, and then comes. */
+static void test_deaf_client(void **state)
+{
+    enum { REQUESTS = 120, EXTENTS = 8192 };
+    const struct rig_options options = {.size = UINT64_C(1) << 30,
+                                        .pattern = true,
+                                        .layout = "dh",
+                                        .unit = PAGE,
+                                        .allocation_depth = true};
+
+    start_ticking(1000); /* slices end, so that requests are in flight side by side */
+    for (int reads = 0; reads < 2; reads++) {
+        struct exchange x;
+        struct rig rig;
+        struct client c;
+
+        rig_init(&rig, &options);
+        client_enter_mode(&c, &rig, NBD_MODE_EXTENDED, BOTH);
+        exchange_init(&x, NBD_MODE_EXTENDED);
+        for (unsigned i = 0; i < REQUESTS; i++) {
+            client_ask(&c, &x,
+                       &(struct nbd_request){.command = NBD_CMD_BLOCK_STATUS,
+                                             .cookie = i,
+                                             .length = (uint64_t)EXTENTS * PAGE,
+                                             .contexts = 3},
+                       NULL, 0);
+        }
+        for (int i = 0; i < 100; i++)
+            rig_pump();
+        /* Each has a buffer of 128 KiB for its extents until it is answered. */
+        assert_in_range(buffer_bytes_used(), 1, (REQUESTS << 17) + (5 << 20));
+        assert_int_equal(x.done, 0);
+        if (reads)
+            client_await(&c, &x);
+        client_free(&c);
+        rig_await_no_clients(&rig);
+        exchange_free(&x);
+        rig_fini(&rig);
+        assert_int_equal(buffer_bytes_used(), 0);
+    }
+    sys = inner;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -349,6 +392,7 @@ int main(void)
         cmocka_unit_test(test_merging_without_end),
         cmocka_unit_test(test_slices),
         cmocka_unit_test(test_gone_in_the_middle),
+        cmocka_unit_test(test_deaf_client),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
