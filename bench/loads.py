@@ -10,6 +10,8 @@ import servers
 
 KIB, MIB = 1 << 10, 1 << 20
 SCRATCH_BYTES = 256 * MIB
+EMPTY_BYTES = 10 << 30       # of an image that nothing was written to
+COMPRESSED_BYTES = 128 * MIB
 RUN_GRACE_SECONDS = 60
 
 
@@ -25,6 +27,7 @@ class Load:
     transport: str = "unix"
     flush_every: int = 0
     extra: bool = False  # only run when named
+    content: str = "full"  # of the image: full, empty, chain-N (N files above a full one), compressed
 
     @property
     def writes(self):
@@ -34,6 +37,10 @@ class Load:
     def punches(self):
         """Leaves holes behind, so every run needs a fresh image."""
         return self.op in ("zero", "trim")
+
+    @property
+    def formats(self):
+        return ("raw", "qcow2") if self.content == "full" else ("qcow2",)
 
     def arguments(self):
         arguments = ["--op", self.op, "--size", str(self.size), "--depth", str(self.depth),
@@ -61,15 +68,29 @@ LOADS = (
          flush_every=64, extra=True),
     Load("zero-64k", "64 KiB random write-zeroes, depth 32", "zero", 64 * KIB, 32, extra=True),
     Load("trim-64k", "64 KiB random trim, depth 32", "trim", 64 * KIB, 32, extra=True),
+    Load("fill-64k", "64 KiB sequential write, depth 8, empty image", "write", 64 * KIB, 8,
+         pattern="seq", extra=True, content="empty"),
+    Load("fill-4k-d32", "4 KiB random write, depth 32, empty image", "write", 4 * KIB, 32,
+         extra=True, content="empty"),
+    Load("chain-1", "4 KiB random read, depth 32, chain of 1", "read", 4 * KIB, 32, extra=True,
+         content="chain-1"),
+    Load("chain-10", "4 KiB random read, depth 32, chain of 10", "read", 4 * KIB, 32, extra=True,
+         content="chain-10"),
+    Load("compressed-256k", "256 KiB sequential read, depth 8, compressed", "read", 256 * KIB, 8,
+         pattern="seq", extra=True, content="compressed"),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A file with a format. `name` is what tables call it."""
+    """
+    A file with a format. `name` is what tables call it; `reference` is a raw file of what it holds,
+    None when that is zeroes.
+    """
     name: str
     format: str
     path: str
+    reference: str = None
 
 
 class Images:
@@ -84,7 +105,12 @@ class Images:
         return self.once(("raw", size), self.make_raw)
 
     def get(self, image_format, load=None):
-        """The image that `load` runs on. One that holes are punched into is copied afresh."""
+        """
+        The image that `load` runs on. One that holes are punched into is copied afresh, and an
+        empty one made anew.
+        """
+        if load and load.content != "full":
+            return self.with_content(load.content)
         size = min(self.size, SCRATCH_BYTES) if load and load.punches else self.size
         image = self.raw(size)
         if image_format == "qcow2":
@@ -94,7 +120,37 @@ class Images:
         scratch = os.path.join(self.directory, "scratch." + image_format)
         shutil.copyfile(image.path, scratch)
         sync(scratch)
-        return Image(image.name, image.format, scratch)
+        return Image(image.name, image.format, scratch, image.reference)
+
+    def with_content(self, content):
+        if content == "empty":
+            path = os.path.join(self.directory, "empty.qcow2")
+            qemu_img("create", "-q", "-f", "qcow2", path, str(EMPTY_BYTES))
+            return Image("qcow2", "qcow2", path)
+        if content == "compressed":
+            return self.once((content, COMPRESSED_BYTES), self.make_compressed)
+        return self.once((content, self.size), self.make_chain)
+
+    def make_chain(self, path, size):
+        """Files that hold nothing, over the full image; the one at `path` is on top."""
+        below = self.once(("qcow2", size), self.make_qcow2)
+        count = int(path.rpartition("-")[2])
+        for number in range(1, count + 1):
+            name = path if number == count else f"{path}.{number}"
+            qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b",
+                     below.path if number == 1 else f"{path}.{number - 1}", name)
+        return Image("qcow2", "qcow2", path, below.reference)
+
+    def make_compressed(self, path, size):
+        """Digits of random numbers, which zlib makes half as long."""
+        text = path + ".raw"
+        with open(text, "wb") as file:
+            for begin in range(0, size, MIB):
+                file.write(os.urandom(min(MIB, size - begin) // 2).hex().encode())
+        qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", text, path)
+        sync(path)
+        warm(path)
+        return Image("qcow2", "qcow2", path, text)
 
     def once(self, key, make):
         if key not in self.made:
@@ -106,17 +162,20 @@ class Images:
             for begin in range(0, size, MIB):
                 file.write(os.urandom(min(MIB, size - begin)))
         sync(path)
-        return Image("raw", "raw", path)
+        return Image("raw", "raw", path, path)
 
     def make_qcow2(self, path, size):
-        done = subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2",
-                               self.raw(size).path, path], stderr=subprocess.PIPE, text=True,
-                              check=False)
-        if done.returncode:
-            raise servers.BenchError(f"qemu-img cannot make '{path}': {done.stderr.strip()}")
+        raw = self.raw(size)
+        qemu_img("convert", "-f", "raw", "-O", "qcow2", raw.path, path)
         sync(path)
         warm(path)
-        return Image("qcow2", "qcow2", path)
+        return Image("qcow2", "qcow2", path, raw.path)
+
+
+def qemu_img(*arguments):
+    done = subprocess.run(["qemu-img", *arguments], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise servers.BenchError(f"qemu-img {' '.join(arguments)}: {done.stderr.strip()}")
 
 
 def sync(path):
@@ -175,11 +234,13 @@ class Generator:
                 (pair.split("=") for pair in out.split())}
 
 
-def verify(generator, running, reference):
+def verify(generator, running, image):
     """Reads a part of the image through the server and compares; raises when it differs."""
+    if not image.reference:
+        return
     for size, ops in (("4K", 2000), ("256K", 200)):
         generator.run(running, ["--op", "read", "--size", size, "--depth", "16", "--ops", str(ops),
-                                "--verify", reference.path])
+                                "--verify", image.reference])
 
 
 def measure(generator, running, load, seconds, warm_up):
