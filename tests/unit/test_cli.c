@@ -90,7 +90,7 @@ static void assert_same(const struct arguments *got, const struct arguments *wan
 
 /* A row's wanted arguments are these defaults, with members named again where they differ. */
 #pragma GCC diagnostic ignored "-Woverride-init"
-#define BASE .image = "disk", .port = "10809", .export_name = "", .shared = 1, .handshake_limit = 10
+#define BASE .image = "disk", .export_name = "", .shared = 1, .handshake_limit = 10
 #define LIST BASE, .image = NULL, .action = ACTION_LIST, .handshake_limit = 60
 
 struct good_row {
