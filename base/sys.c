@@ -117,6 +117,11 @@ static int posix_accept(int fd, struct sockaddr *addr, socklen_t *addrlen, int f
     return fold(accept4(fd, addr, addrlen, flags));
 }
 
+static int posix_getsockname(int fd, struct sockaddr *addr, socklen_t *addrlen)
+{
+    return fold(getsockname(fd, addr, addrlen));
+}
+
 static int posix_getpeername(int fd, struct sockaddr *addr, socklen_t *addrlen)
 {
     return fold(getpeername(fd, addr, addrlen));
@@ -208,6 +213,7 @@ const struct sys sys_posix = {
     .listen = posix_listen,
     .connect = posix_connect,
     .accept = posix_accept,
+    .getsockname = posix_getsockname,
     .getpeername = posix_getpeername,
     .getsockopt = posix_getsockopt,
     .setsockopt = posix_setsockopt,

@@ -40,6 +40,7 @@ struct sys {
     int (*listen)(int fd, int backlog);
     int (*connect)(int fd, const struct sockaddr *addr, socklen_t addrlen);
     int (*accept)(int fd, struct sockaddr *addr, socklen_t *addrlen, int flags);
+    int (*getsockname)(int fd, struct sockaddr *addr, socklen_t *addrlen);
     int (*getpeername)(int fd, struct sockaddr *addr, socklen_t *addrlen);
     int (*getsockopt)(int fd, int level, int name, void *value, socklen_t *length);
     int (*setsockopt)(int fd, int level, int name, const void *value, socklen_t length);

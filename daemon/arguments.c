@@ -100,7 +100,8 @@ static const struct cli_row rows[] = {
      .kind = CLI_STRING,
      TARGET(bind),
      .group = GROUP_CONNECTION,
-     .help = "IPv4 or IPv6 address or host name to listen on (default 0.0.0.0)"},
+     .help = "IPv4 or IPv6 address or host name to listen on (default 0.0.0.0); :: or an empty one "
+             "for both families"},
     {.name = "socket",
      .letter = 'k',
      .argument = "PATH",
@@ -400,10 +401,9 @@ static int check_tcp(const struct arguments *a, struct error *error)
         return error_set(error, EINVAL,
                          "Invalid port '%s': a number up to %d or a service name is needed",
                          a->port, UINT16_MAX);
-    if (a->bind && !*a->bind)
-        return error_set(
-            error, EINVAL,
-            "Invalid bind address '': an IPv4 or IPv6 address or a host name is needed");
+    if (a->action == ACTION_LIST && a->bind && !*a->bind)
+        return error_set(error, EINVAL,
+                         "Invalid bind address '': the address or host name of a server is needed");
     return 0;
 }
 

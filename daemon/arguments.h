@@ -25,7 +25,7 @@ struct arguments {
     bool per_device; /* an option was given that says what or how to serve */
 
     const char *port;   /* number or service name; NULL: the protocol's own */
-    const char *bind;   /* host name or address; NULL: every IPv4 address, or this machine */
+    const char *bind;   /* host name or address; "": all; NULL: all of IPv4, or this machine */
     const char *socket; /* NULL: TCP */
     uint64_t shared;    /* clients at a time; 0: no limit */
     bool persistent;

@@ -2,8 +2,9 @@
 /*
  * Listening sockets.
  *
- * TCP: every address that the host name stands for gets a socket of its own, IPv6 ones for IPv6
- * only, so that one host name means the same whatever the system's default for mapped addresses is.
+ * TCP: every address that the host name stands for gets a socket of its own.  That of the wildcard
+ * `::` takes clients of both families; other IPv6 ones are for IPv6 only, so that one host name
+ * means the same whatever the system's default for mapped addresses is.
  *
  * Unix: a socket file may be left over from a server that was killed.  Connecting tells: only a
  * socket that refuses is stale and is replaced.  The file made here is remembered by device and
@@ -34,6 +35,26 @@
 #define LOCK_TRIES 100
 #define LOCK_WAIT_NS 10000000
 
+/* "host:port" in numbers, in NBD_PEER_MAX bytes; "" for an address that is none of TCP's. */
+static void name_address(const struct sockaddr_storage *address, socklen_t length, char *ret)
+{
+    const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)address;
+    bool mapped = address->ss_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&ipv6->sin6_addr);
+    char host[NBD_PEER_MAX - 16], port[8];
+
+    ret[0] = '\0';
+    if (address->ss_family != AF_INET && address->ss_family != AF_INET6)
+        return;
+    if (getnameinfo((const struct sockaddr *)address, length, host, sizeof(host), port,
+                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+        return;
+    if (mapped)
+        snprintf(ret, NBD_PEER_MAX, "%s:%s", host + strlen("::ffff:"), port);
+    else
+        snprintf(ret, NBD_PEER_MAX, address->ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host,
+                 port);
+}
+
 static int add_listener(struct list *listeners, int fd, struct nbd_listener **ret)
 {
     struct nbd_listener *listener = calloc(1, sizeof(*listener));
@@ -46,13 +67,41 @@ static int add_listener(struct list *listeners, int fd, struct nbd_listener **re
     return 0;
 }
 
+/*
+ * By what the system says: the port may have been 0, and a passed socket have any address, or one
+ * that cannot be told.
+ */
+static void name_listener(struct nbd_listener *listener)
+{
+    union {
+        struct sockaddr_storage any;
+        struct sockaddr_un local;
+    } address = {.any = {.ss_family = AF_UNSPEC}};
+    socklen_t length = sizeof(address);
+    size_t path;
+
+    snprintf(listener->name, sizeof(listener->name), "descriptor %d", listener->fd);
+    if (sys->getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0)
+        return;
+    path = strnlen(address.local.sun_path, sizeof(address.local.sun_path));
+    if (address.any.ss_family == AF_UNIX && path > 0)
+        error_escape(listener->name, sizeof(listener->name), address.local.sun_path, path);
+    else if (address.any.ss_family == AF_INET || address.any.ss_family == AF_INET6)
+        name_address(&address.any, length, listener->name);
+}
+
 /* ---- TCP ---- */
 
-static int set_flag(int fd, int level, int name)
+static int set_number(int fd, int level, int name, int value)
 {
-    int one = 1;
+    return sys->setsockopt(fd, level, name, &value, sizeof(value));
+}
 
-    return sys->setsockopt(fd, level, name, &one, sizeof(one));
+static bool is_ipv6_wildcard(const struct addrinfo *address)
+{
+    const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)address->ai_addr;
+
+    return address->ai_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&ipv6->sin6_addr);
 }
 
 /* A listening socket at one address, or negative errno. */
@@ -64,9 +113,9 @@ static int listen_at(const struct addrinfo *address, int backlog)
 
     if (fd < 0)
         return fd;
-    r = set_flag(fd, SOL_SOCKET, SO_REUSEADDR);
+    r = set_number(fd, SOL_SOCKET, SO_REUSEADDR, 1);
     if (r == 0 && address->ai_family == AF_INET6)
-        r = set_flag(fd, IPPROTO_IPV6, IPV6_V6ONLY);
+        r = set_number(fd, IPPROTO_IPV6, IPV6_V6ONLY, !is_ipv6_wildcard(address));
     if (r == 0)
         r = sys->bind(fd, address->ai_addr, address->ai_addrlen);
     if (r == 0)
@@ -111,6 +160,7 @@ static int listen_at_all(struct list *listeners, const struct addrinfo *addresse
             sys->close(fd);
             return r;
         }
+        name_listener(listener);
         count++;
     }
     return count > 0 ? 0 : passed;
@@ -124,8 +174,9 @@ static void free_all(struct list *listeners)
         nbd_listener_free(list_entry(node, struct nbd_listener, link));
 }
 
-int nbd_listen_tcp(struct list *listeners, const char *host, const char *port, int backlog,
-                   struct error *error)
+/* One host name or address. *ret_missing: this machine does not have its family or address. */
+static int listen_host(struct list *listeners, const char *host, const char *port, int backlog,
+                       bool *ret_missing, struct error *error)
 {
     const struct addrinfo hints = {
         .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
@@ -133,10 +184,7 @@ int nbd_listen_tcp(struct list *listeners, const char *host, const char *port, i
     struct addrinfo *addresses;
     int r;
 
-    if (!host)
-        host = "0.0.0.0";
-    if (!port)
-        port = NBD_DEFAULT_PORT;
+    *ret_missing = false;
     r = getaddrinfo(host, port, &hints, &addresses);
     if (r != 0)
         return error_set(error, r == EAI_SYSTEM ? errno : EINVAL,
@@ -146,10 +194,28 @@ int nbd_listen_tcp(struct list *listeners, const char *host, const char *port, i
     freeaddrinfo(addresses);
     if (r < 0) {
         free_all(&made);
+        *ret_missing = r == -EADDRNOTAVAIL || r == -EAFNOSUPPORT;
         return error_set_errno(error, -r, "cannot listen on host '%s', port '%s'", host, port);
     }
     list_splice(listeners, &made);
     return 0;
+}
+
+int nbd_listen_tcp(struct list *listeners, const char *host, const char *port, int backlog,
+                   struct error *error)
+{
+    bool missing;
+    int r;
+
+    if (!port)
+        port = NBD_DEFAULT_PORT;
+    if (!host || *host)
+        return listen_host(listeners, host ? host : "0.0.0.0", port, backlog, &missing, error);
+    /* One socket for both families, so that they have the same port even if it is chosen. */
+    r = listen_host(listeners, "::", port, backlog, &missing, error);
+    if (r < 0 && missing)
+        r = listen_host(listeners, "0.0.0.0", port, backlog, &missing, error);
+    return r;
 }
 
 /* ---- Unix ---- */
@@ -288,6 +354,8 @@ int nbd_listen_unix(struct list *listeners, const char *path, int backlog, struc
         sys->close(lock);
     if (r < 0)
         nbd_listener_free(listener);
+    else
+        name_listener(listener);
     return r;
 }
 
@@ -349,15 +417,13 @@ int nbd_listen_passed(struct list *listeners, int fd, struct error *error)
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         return error_set_errno(error, errno, "cannot use the passed descriptor %d", fd);
     r = add_listener(listeners, fd, &listener);
-    return r < 0 ? error_set_errno(error, -r, "cannot use the passed descriptor %d", fd) : 0;
+    if (r < 0)
+        return error_set_errno(error, -r, "cannot use the passed descriptor %d", fd);
+    name_listener(listener);
+    return 0;
 }
 
 /* ---- Accepting ---- */
-
-static int set_number(int fd, int level, int name, int value)
-{
-    return sys->setsockopt(fd, level, name, &value, sizeof(value));
-}
 
 void nbd_socket_tune(int fd)
 {
@@ -374,17 +440,15 @@ void nbd_socket_tune(int fd)
         set_number(fd, SOL_SOCKET, SO_SNDBUF, UNIX_BUFFER_BYTES);
 }
 
-static void name_peer(const struct sockaddr_storage *address, socklen_t length, char *peer)
+bool nbd_socket_name_process(int fd, char *peer)
 {
-    char host[NBD_PEER_MAX - 16], port[8];
+    struct ucred process;
+    socklen_t length = sizeof(process);
 
-    peer[0] = '\0';
-    if (address->ss_family != AF_INET && address->ss_family != AF_INET6)
-        return;
-    if (getnameinfo((const struct sockaddr *)address, length, host, sizeof(host), port,
-                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
-        return;
-    snprintf(peer, NBD_PEER_MAX, address->ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
+    if (sys->getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &process, &length) < 0)
+        return false;
+    snprintf(peer, NBD_PEER_MAX, "pid %d uid %u", (int)process.pid, (unsigned)process.uid);
+    return true;
 }
 
 int nbd_listener_accept(struct nbd_listener *listener, char *peer)
@@ -397,6 +461,6 @@ int nbd_listener_accept(struct nbd_listener *listener, char *peer)
     if (fd < 0)
         return fd;
     nbd_socket_tune(fd);
-    name_peer(&address, length, peer);
+    name_address(&address, length, peer);
     return fd;
 }

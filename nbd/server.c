@@ -205,6 +205,15 @@ static int start_connection(struct nbd_server *server, struct stream *stream, co
     return 0;
 }
 
+/* Several connections of one process are told apart by a serial number. */
+static void name_local(struct nbd_server *server, int fd, char *name)
+{
+    char process[NBD_PEER_MAX] = "local";
+
+    nbd_socket_name_process(fd, process);
+    snprintf(name, NBD_PEER_MAX, "%.40s #%" PRIu64, process, ++server->serial);
+}
+
 static int add_client(struct nbd_server *server, int fd, const char *peer)
 {
     const struct nbd_origin_key key = nbd_origin_key_of_socket(fd);
@@ -214,7 +223,7 @@ static int add_client(struct nbd_server *server, int fd, const char *peer)
     int r = -ENOMEM;
 
     if (!peer || !peer[0]) {
-        snprintf(name, sizeof(name), "local#%" PRIu64, ++server->serial);
+        name_local(server, fd, name);
         peer = name;
     }
     if (stream)
@@ -312,6 +321,7 @@ static int watch_listeners(struct nbd_server *server, struct error *error)
         listener->watch = reactor_fd_new(listener->fd, 0, on_clients, listener);
         if (!listener->watch)
             return error_set_errno(error, ENOMEM, "cannot watch for clients");
+        log_info("listening on %s", listener->name);
     }
     update_listeners(server);
     return 0;

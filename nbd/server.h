@@ -43,7 +43,9 @@ struct nbd_server *nbd_server_new(const struct nbd_server_config *config,
 /*
  * Listeners.  A live Unix socket is never taken over (-EADDRINUSE); a stale one is replaced; what
  * is not a socket is left alone.  Stopping unlinks the socket only if it is still the one made
- * here. `port` may be a service name; `host` NULL: the IPv4 wildcard 0.0.0.0.
+ * here.  `port` may be a service name; `host` NULL: the IPv4 wildcard 0.0.0.0; "": every address of
+ * both families, as far as the machine has them.  The IPv6 wildcard :: takes clients of both
+ * families too.
  */
 int nbd_server_listen_tcp(struct nbd_server *server, const char *host, const char *port,
                           int backlog, struct error *error);

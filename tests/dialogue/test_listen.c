@@ -257,6 +257,32 @@ static void test_tcp_by_name(void **state)
     rig_fini(&rig);
 }
 
+/* Every address, on a machine without IPv6. */
+static void test_tcp_without_ipv6(void **state)
+{
+    struct error error = {0};
+    struct rig rig;
+    struct client c;
+    char port[16];
+    int taken;
+
+    take_port(&taken, port, sizeof(port));
+    close(taken);
+    fault_install();
+    rig_init(&rig, NULL);
+    fault_arm(&(struct fault_plan){.calls = FAULT_SOCKET, .nth = 1, .error = EAFNOSUPPORT});
+    assert_int_equal(nbd_server_listen_tcp(rig.server, "", port, 5, &error), 0);
+    assert_true(fault_fired());
+    connect_tcp(&c, port);
+    expect_served(&c);
+    client_free(&c);
+    fault_arm(&(struct fault_plan){
+        .calls = FAULT_SOCKET, .nth = 1, .error = EAFNOSUPPORT, .sticky = true});
+    assert_int_equal(nbd_server_listen_tcp(rig.server, "", port, 5, &error), -EAFNOSUPPORT);
+    rig_fini(&rig);
+    fault_remove();
+}
+
 static void test_bad_hosts(void **state)
 {
     struct error error = {0};
@@ -397,6 +423,7 @@ int main(void)
         cmocka_unit_test(test_bad_paths),
         cmocka_unit_test(test_tcp),
         cmocka_unit_test(test_tcp_by_name),
+        cmocka_unit_test(test_tcp_without_ipv6),
         cmocka_unit_test(test_bad_hosts),
         cmocka_unit_test(test_no_descriptors),
         cmocka_unit_test(test_aborted_connection),

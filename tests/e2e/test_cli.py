@@ -67,7 +67,7 @@ REFUSED = {
     "port-huge": (["-p", "65536", "{image}"], "Invalid port '65536'", False),
     "port-negative": (["-p", "-1", "{image}"], "", False),
     "port-unknown-service": (["-p", "no-such-service", "{image}"], "", False),
-    "bind-empty": (["-b", "", "{image}"], "Invalid bind address ''", False),
+    "list-at-empty-address": (["-L", "-b", ""], "Invalid bind address ''", False),
     "bind-unknown": (["-b", "no-such-host.invalid", "{image}"], "", False),
     "bind-not-ours": (["-b", "192.0.2.1", "{image}"], "", False),
     "socket-empty": (["-k", "", "{image}"], "socket path must be absolute", False),
