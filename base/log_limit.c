@@ -55,5 +55,6 @@ void log_limit_end(struct log_limit *limit)
     reactor_timer_stop(&limit->second);
     limit->written = limit->left_out = 0;
     if (left_out > 0)
-        tell(limit, "%u more messages about %s within a second", left_out, limit->what);
+        tell(limit, "%u more message%s about %s within a second", left_out,
+             left_out == 1 ? "" : "s", limit->what);
 }

@@ -80,8 +80,10 @@ static void on_client_left(void *arg, unsigned remaining)
 {
     struct serve *serve = arg;
 
-    if (remaining == 0 && !serve->arguments->persistent)
-        stop(serve);
+    if (remaining > 0 || serve->arguments->persistent || serve->stopping)
+        return;
+    log_info("the last client left: exiting");
+    stop(serve);
 }
 
 static void on_stopped(void *arg)

@@ -15,6 +15,7 @@
  */
 #include "nbd/connection.h"
 
+#include "base/checked.h"
 #include "base/size.h"
 #include "base/sys.h"
 #include "base/trace.h"
@@ -28,6 +29,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define FAILED(symbol, value, text) [NBD_CMD_##symbol] = text " requests that failed",
+static const char *const failed_requests[] = {NBD_COMMANDS(FAILED)};
+#undef FAILED
+
 void nbd_connection_owner_init(struct nbd_connection_owner *owner,
                                const struct nbd_exports *exports)
 {
@@ -36,7 +41,10 @@ void nbd_connection_owner_init(struct nbd_connection_owner *owner,
     list_init(&owner->free_jobs);
     log_limit_init(&owner->log_entered, LOG_LEVEL_INFO, "clients that connected");
     log_limit_init(&owner->log_left, LOG_LEVEL_INFO, "clients that left");
-    log_limit_init(&owner->log_refused, LOG_LEVEL_INFO, "clients closed in the handshake");
+    log_limit_init(&owner->log_refused, LOG_LEVEL_INFO, "clients refused in the handshake");
+    log_limit_init(&owner->log_invalid, LOG_LEVEL_INFO, "requests that were refused");
+    for (unsigned i = 0; i < ARRAY_SIZE(owner->log_failed); i++)
+        log_limit_init(&owner->log_failed[i], LOG_LEVEL_INFO, failed_requests[i]);
 }
 
 __attribute__((format(printf, 2, 0))) static void set_reason(struct nbd_connection *c,
@@ -74,7 +82,7 @@ static void on_stall(struct reactor_timer *timer)
 {
     struct nbd_connection *c = container_of(timer, struct nbd_connection, stall);
 
-    nbd_connection_cut(c, "the client has taken no replies for %d seconds",
+    nbd_connection_cut(c, "the client has taken no replies for %d s",
                        (int)(NBD_STALL_NS / 1000000000));
 }
 
@@ -164,7 +172,7 @@ static void on_deadline(struct reactor_timer *timer)
 {
     struct nbd_connection *c = container_of(timer, struct nbd_connection, deadline);
 
-    nbd_connection_cut(c, "the client has not finished its handshake within %d seconds",
+    nbd_connection_cut(c, "the client has not finished its handshake within %d s",
                        (int)(c->owner->handshake_limit_ns / 1000000000));
 }
 
@@ -216,6 +224,16 @@ static void enter_transmission(struct nbd_connection *c)
     c->owner->entered(c->owner, c);
 }
 
+/* One that the client could try again after; what ends the handshake is logged at the end. */
+static void log_refusal(struct nbd_connection *c)
+{
+    struct error *refused = &c->handshake->refused;
+
+    if (refused->text[0])
+        log_limited(&c->owner->log_refused, "client %s: refused: %s", c->peer, refused->text);
+    refused->text[0] = '\0';
+}
+
 /* After each step of the handshake: its output, and where it has led. */
 static void after_handshake_step(struct nbd_connection *c)
 {
@@ -225,6 +243,7 @@ static void after_handshake_step(struct nbd_connection *c)
     if (hs->state == NBD_HANDSHAKE_CLOSED)
         nbd_connection_end_input(c, "%s", hs->reason.text);
     queue_handshake_output(c);
+    log_refusal(c);
     if (!c->input_closed && hs->state == NBD_HANDSHAKE_DONE)
         enter_transmission(c);
 }
@@ -313,10 +332,10 @@ static void log_end(const struct nbd_connection *c)
     TRACE(nbd_close, "client %s: %s", c->peer, reason);
     if (c->nbd_export)
         log_limited(&c->owner->log_left,
-                    "client %s: left export '%s' after %" PRIu64
-                    " requests, %s read, %s written: %s",
-                    c->peer, c->nbd_export->name, c->operations,
-                    size_format(out, sizeof(out), c->bytes_read),
+                    "client %s: left export '%s' after %" PRIu64 " request%s, %" PRIu64
+                    " failed, %s read, %s written: %s",
+                    c->peer, c->nbd_export->name, c->operations, c->operations == 1 ? "" : "s",
+                    c->failures, size_format(out, sizeof(out), c->bytes_read),
                     size_format(in, sizeof(in), c->bytes_written), reason);
     else if (c->reason[0])
         log_limited(&c->owner->log_refused, "client %s: closed in the handshake: %s", c->peer,

@@ -50,6 +50,8 @@ struct nbd_connection_owner {
     int64_t idle_limit_ns;       /* 0: none */
     unsigned connections_of_one; /* clients of one origin; 0: no limit */
     struct log_limit log_entered, log_left, log_refused;
+    struct log_limit log_invalid;                    /* requests that must not be made */
+    struct log_limit log_failed[NBD_CMD_RESIZE + 1]; /* ... that could not be done, by command */
     struct nbd_memory memory;
     struct list free_jobs;
     unsigned free_job_count;
@@ -105,7 +107,8 @@ struct nbd_connection {
     bool input_closed; /* nothing more is read */
     bool dead;         /* nothing more is sent either */
 
-    uint64_t operations, bytes_read, bytes_written;
+    uint64_t operations, failures; /* requests; those that were answered with an error */
+    uint64_t bytes_read, bytes_written;
     char reason[256]; /* why it ended; "" while it has not, or for a client that just left */
 };
 

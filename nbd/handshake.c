@@ -99,6 +99,8 @@ void nbd_option_error(struct nbd_handshake *hs, uint32_t option, uint32_t type, 
     va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
+    if (option == NBD_OPT_GO)
+        error_set(&hs->refused, EPERM, "%s", text);
     w = nbd_option_reply(hs, option, type, strlen(text));
     byte_writer_put(&w, text, strlen(text));
 }

@@ -45,6 +45,7 @@ struct nbd_handshake {
     struct nbd_session session; /* negotiated so far; DONE: copied by who transmits */
     struct nbd_export *chosen;  /* DONE: what the client asked for */
     struct nbd_output output;
+    struct error refused; /* what the last GO was refused with, until the caller takes it away */
     struct error
         reason; /* CLOSED: a sentence for the log; "" for a client that just left (ABORT) */
 };

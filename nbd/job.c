@@ -10,6 +10,7 @@
 
 #include "base/buffer.h"
 #include "base/bytes.h"
+#include "base/checked.h"
 #include "base/coroutine.h"
 #include "blockcore/block.h"
 #include "nbd/connection.h"
@@ -52,6 +53,9 @@ void nbd_connection_owner_fini(struct nbd_connection_owner *owner)
     log_limit_end(&owner->log_entered);
     log_limit_end(&owner->log_left);
     log_limit_end(&owner->log_refused);
+    log_limit_end(&owner->log_invalid);
+    for (unsigned i = 0; i < ARRAY_SIZE(owner->log_failed); i++)
+        log_limit_end(&owner->log_failed[i]);
 }
 
 uint64_t nbd_job_memory(const struct nbd_request *request)

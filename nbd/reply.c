@@ -157,6 +157,7 @@ static void reply_error(struct nbd_connection *c, const struct nbd_request *requ
     size_t length = NBD_SIMPLE_REPLY_BYTES;
     uint8_t *at = reserve(c, HEADER_MAX + ERROR_BYTES + TEXT_MAX);
 
+    c->failures += error != NBD_ENOTSUP;
     if (!at)
         return;
     if (is_simple(c)) {
@@ -202,10 +203,21 @@ static uint32_t explain(const struct nbd_connection *c, const struct nbd_request
     return err == -ENOTSUP ? NBD_EINVAL : nbd_error_from_errno(err);
 }
 
+/* Why the block layer refused, for the client and the log. Returns the wire's error. */
+static uint32_t tell_failure(const struct nbd_connection *c, const struct nbd_request *request,
+                             int err, uint64_t offset, char *text)
+{
+    uint32_t error = explain(c, request, err, offset, text);
+
+    if (error != NBD_ENOTSUP) /* an answer that FAST_ZERO asks for */
+        log_limited(&c->owner->log_failed[request->command], "client %s: %s", c->peer, text);
+    return error;
+}
+
 void nbd_reply_errno(struct nbd_connection *c, const struct nbd_request *request, int err)
 {
     char text[TEXT_MAX];
-    uint32_t error = explain(c, request, err, request->offset, text);
+    uint32_t error = tell_failure(c, request, err, request->offset, text);
 
     reply_error(c, request, error, text, NULL);
 }
@@ -214,7 +226,7 @@ void nbd_reply_errno_at(struct nbd_connection *c, const struct nbd_request *requ
                         uint64_t offset)
 {
     char text[TEXT_MAX];
-    uint32_t error = explain(c, request, err, offset, text);
+    uint32_t error = tell_failure(c, request, err, offset, text);
 
     reply_error(c, request, error, text, &offset);
 }
@@ -320,7 +332,8 @@ bool nbd_reply_file_failed(struct nbd_connection *c, int err)
     const struct nbd_request request = {
         .command = NBD_CMD_READ, .cookie = use.cookie, .offset = use.request_offset};
 
-    error = explain(c, &request, err, use.position, text);
+    error = tell_failure(c, &request, err, use.position, text);
+    c->failures++;
     return nbd_sendq_give_up_file(&c->out, chunk,
                                   put_error(c, &request, chunk, error, text, &use.position, false));
 }

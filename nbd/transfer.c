@@ -6,7 +6,6 @@
  * it comes.
  */
 #include "base/bytes.h"
-#include "base/log.h"
 #include "base/trace.h"
 #include "nbd/connection.h"
 #include "nbd/job.h"
@@ -64,9 +63,11 @@ static void skip_payload(struct nbd_connection *c, const struct nbd_request *req
 static void refuse(struct nbd_connection *c, const struct nbd_request *request, uint32_t error,
                    const char *why)
 {
-    log_debug("client %s: %s of %" PRIu64 " bytes at %" PRIu64 " with flags 0x%x refused: %s (%s)",
-              c->peer, nbd_command_name(request->command), request->length, request->offset,
-              request->flags, why, nbd_error_name(error));
+    log_limited(&c->owner->log_invalid,
+                "client %s: %s of %" PRIu64 " bytes at %" PRIu64
+                " with flags 0x%x refused: %s (%s)",
+                c->peer, nbd_command_name(request->command), request->length, request->offset,
+                request->flags, why, nbd_error_name(error));
     nbd_reply_error(c, request, error, why);
     skip_payload(c, request);
 }
