@@ -7,6 +7,7 @@
  */
 #include "base/trace.h"
 
+#include "base/log.h"
 #include "base/options.h"
 #include "base/sys.h"
 
@@ -75,7 +76,8 @@ void trace_list(FILE *out)
         fprintf(out, "%-20s %s\n", points[i].name, points[i].help);
 }
 
-static int enable_pattern(bool *on, const char *pattern, struct error *error)
+/* One that matches nothing costs a trace, not the service: it is only warned about. */
+static void enable_pattern(bool *on, const char *pattern, const char *where)
 {
     char name[PATTERN_MAX];
     bool found = false;
@@ -84,10 +86,19 @@ static int enable_pattern(bool *on, const char *pattern, struct error *error)
         if (fnmatch(pattern, points[i].name, 0) == 0)
             on[i] = found = true;
     }
-    if (found)
-        return 0;
-    return error_set(error, EINVAL, "No trace point matches '%s'; '-T help' lists them",
-                     error_escape(name, sizeof(name), pattern, strlen(pattern)));
+    if (!found)
+        log_warning("warning: %sno trace point matches '%s'; '-T help' lists them", where,
+                    error_escape(name, sizeof(name), pattern, strlen(pattern)));
+}
+
+/* A pattern in line `number` of an events file. */
+static void enable_event(bool *on, const char *pattern, const char *path, int number)
+{
+    char where[256], name[200];
+
+    snprintf(where, sizeof(where), "line %d of '%s': ", number,
+             error_escape(name, sizeof(name), path, strlen(path)));
+    enable_pattern(on, pattern, where);
 }
 
 /* The pattern in a line of an events file, without blanks and comment; "" when there is none. */
@@ -145,9 +156,7 @@ static int enable_events(bool *on, const char *path, struct error *error)
         }
         pattern = line_pattern(line);
         if (*pattern)
-            r = enable_pattern(on, pattern, error);
-        if (r < 0)
-            error_prefix(error, "Line %d of '%s': ", number, path);
+            enable_event(on, pattern, path, number);
     }
     if (r == 0 && ferror(stream))
         r = error_set_errno(error, errno, "Cannot read the trace events in '%s'", path);
@@ -163,8 +172,8 @@ static int apply(const struct trace_settings *settings, struct error *error)
 
     memcpy(on, trace_on, sizeof(on));
     if (settings->enable)
-        r = enable_pattern(on, settings->enable, error);
-    if (r == 0 && settings->events)
+        enable_pattern(on, settings->enable, "");
+    if (settings->events)
         r = enable_events(on, settings->events, error);
     if (r == 0 && settings->file) {
         r = open_stream(settings->file, O_WRONLY | O_CREAT | O_APPEND, "a", &stream, error);

@@ -37,8 +37,8 @@ __attribute__((format(printf, 2, 3))) void trace_write(enum trace_point point, c
 /*
  * Applies one -T argument: "[[enable=]PATTERN][,events=FILE][,file=FILE]".  FILE of `events` holds
  * a pattern a line ('#' begins a comment); `file` is where trace lines go (default stderr), opened
- * for appending.  A pattern that matches no point is an error that says so, and then nothing
- * changes. Returns 0 or negative errno with `error` set.
+ * for appending.  A pattern that matches no point is warned about.  Returns 0 or negative errno
+ * with `error` set, and then nothing has changed.
  */
 int trace_configure(const char *argument, struct error *error);
 

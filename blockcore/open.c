@@ -71,6 +71,22 @@ static json_t *file_tree(const char *filename)
     return NULL;
 }
 
+/* Lists what there is. */
+static int unknown_driver(const struct driver *const *drivers, const char *name, bool only_formats,
+                          struct error *error)
+{
+    char shown[64], known[512] = "";
+    size_t used = 0;
+
+    for (; *drivers; drivers++) {
+        if ((!only_formats || (*drivers)->kind == DRIVER_FORMAT) && used < sizeof(known))
+            used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s",
+                                     used > 0 ? ", " : "", (*drivers)->name);
+    }
+    return error_set(error, EINVAL, "Unknown driver '%s'; there are: %s",
+                     error_escape(shown, sizeof(shown), name, strlen(name)), known);
+}
+
 static int find_driver(const struct node_open *open, const struct driver **ret, struct error *error)
 {
     const char *filename = json_string_value(json_object_get(open->options, "filename"));
@@ -82,13 +98,8 @@ static int find_driver(const struct node_open *open, const struct driver **ret, 
     if (!name && !filename)
         return error_set(error, EINVAL, "the options of a node name no 'driver'");
     *ret = driver_find(open->context->drivers, name ? name : protocol_for(filename));
-    if (!*ret) {
-        char shown[64];
-
-        err = error_set(
-            error, EINVAL, "Unknown driver '%s'",
-            error_escape(shown, sizeof(shown), name ? name : "file", strlen(name ? name : "file")));
-    }
+    if (!*ret)
+        err = unknown_driver(open->context->drivers, name ? name : driver_file.name, false, error);
     free(name);
     return err;
 }
@@ -468,12 +479,10 @@ static int check_format(const struct block_context *context, const char *format,
                         struct error *error)
 {
     const struct driver *driver = driver_find(context->drivers, format);
-    char shown[64];
 
     if (driver && driver->kind == DRIVER_FORMAT)
         return 0;
-    return error_set(error, EINVAL, "Unknown driver '%s'",
-                     error_escape(shown, sizeof(shown), format, strlen(format)));
+    return unknown_driver(context->drivers, format, true, error);
 }
 
 int node_open_image(const struct block_context *context, const char *filename, const char *format,

@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/size.h"
+#include "daemon/image_name.h"
 #include "nbd/wire.h"
 
 #include <errno.h>
@@ -336,11 +337,20 @@ static const struct cli_row rows[] = {
 };
 _Static_assert(ARRAY_SIZE(rows) <= CLI_ROWS_MAX, "the parser's tables hold every row");
 
+/* Options of qemu-nbd that are no mistake, only not there yet. */
+static const struct cli_later later[] = {
+    {"connect", 'c'}, {"disconnect", 'd'}, {"image-opts", 0},    {"load-snapshot", 'l'},
+    {"object", 0},    {"partition", 'P'},  {"selinux-label", 0}, {"snapshot", 's'},
+    {"tls-authz", 0}, {"tls-creds", 0},    {"tls-hostname", 0},  {NULL, 0},
+};
+
 const struct cli arguments_cli = {
     .synopsis = "[OPTION]... FILE\n--list [OPTION]...",
     .summary = "Serve a disk image to clients of the Network Block Device protocol, or list the "
                "exports of a server.",
     .rows = rows,
+    .later = later,
+    .later_of = "qemu-nbd",
     .groups = groups,
 };
 
@@ -369,8 +379,7 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
                          "Invalid number of arguments: one image is needed, %d given",
                          argc - first);
     }
-    ret->image = argv[first];
-    return 0;
+    return image_name_path(argv[first], &ret->image, error);
 }
 
 void arguments_release(struct arguments *arguments)
@@ -435,6 +444,18 @@ static int check_image(const struct arguments *a, struct error *error)
     return 0;
 }
 
+/* The oldstyle protocol is size and flags and nothing else. */
+static int check_oldstyle(const struct arguments *a, struct error *error)
+{
+    if (a->oldstyle && *a->export_name)
+        return error_set(
+            error, EINVAL,
+            "--oldstyle was given with the export name '%s', but the oldstyle protocol "
+            "has no names: leave one of them out",
+            a->export_name);
+    return 0;
+}
+
 static int check_list(const struct arguments *a, struct error *error)
 {
     if (a->per_device)
@@ -477,6 +498,8 @@ int arguments_check(const struct arguments *arguments, struct error *error)
         err = check_string("export name", arguments->export_name, error);
     if (err == 0)
         err = check_string("export description", arguments->description, error);
+    if (err == 0)
+        err = check_oldstyle(arguments, error);
     if (err == 0)
         err = arguments->socket ? check_unix(arguments, error) : check_tcp(arguments, error);
     if (err == 0 && arguments->action != ACTION_LIST)

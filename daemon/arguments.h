@@ -19,10 +19,10 @@ enum aio_mode { AIO_BEST, AIO_THREADS, AIO_NATIVE, AIO_IO_URING };
 enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 
 struct arguments {
-    int action; /* enum arguments_action */
-    const char *image;
-    bool json;       /* of ACTION_LIST */
-    bool per_device; /* an option was given that says what or how to serve */
+    int action;        /* enum arguments_action */
+    const char *image; /* path */
+    bool json;         /* of ACTION_LIST */
+    bool per_device;   /* an option was given that says what or how to serve */
 
     const char *port;   /* number or service name; NULL: the protocol's own */
     const char *bind;   /* host name or address; "": all; NULL: all of IPv4, or this machine */

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -89,16 +90,41 @@ static unsigned list_candidates(const struct parser *p, const char *word, char *
     return found;
 }
 
-static int unknown_option(const struct parser *p, const char *word)
+/* The one option that comes later and has this letter, or else this name or start of a name. */
+static const struct cli_later *find_later(const struct cli *cli, int letter, const char *name,
+                                          size_t length)
 {
-    char candidates[512];
-    const struct cli_row *row = optopt ? row_by_value(p->cli, optopt) : NULL;
+    const struct cli_later *found = NULL;
 
+    for (const struct cli_later *it = cli->later; it->name; it++) {
+        if (letter ? it->letter != letter : strncmp(it->name, name, length) != 0)
+            continue;
+        if (letter || !it->name[length])
+            return it;
+        if (found)
+            return NULL;
+        found = it;
+    }
+    return found;
+}
+
+static int unknown_option(const struct parser *p, const char *word, bool *ret_hint)
+{
+    char candidates[512] = "";
+    const struct cli_row *row = optopt ? row_by_value(p->cli, optopt) : NULL;
+    bool ambiguous = !optopt && list_candidates(p, word, candidates, sizeof(candidates)) > 1;
+    const struct cli_later *later =
+        row || ambiguous ? NULL : find_later(p->cli, optopt, word + 2, strcspn(word + 2, "="));
+
+    *ret_hint = !later;
+    if (later)
+        return error_set(p->error, EINVAL, "the option '--%s' of %s is not supported yet",
+                         later->name, p->cli->later_of);
     if (row)
         return error_set(p->error, EINVAL, "option '--%s' doesn't allow an argument", row->name);
     if (optopt)
         return error_set(p->error, EINVAL, "invalid option -- '%c'", optopt);
-    if (list_candidates(p, word, candidates, sizeof(candidates)) > 1)
+    if (ambiguous)
         return error_set(p->error, EINVAL, "option '%s' is ambiguous; possibilities:%s", word,
                          candidates);
     return error_set(p->error, EINVAL, "unrecognized option '%s'", word);
@@ -132,7 +158,8 @@ static int bad_value(const struct parser *p, const struct cli_row *row, const ch
     size_t used = 0;
 
     if (row->expected)
-        return error_set(p->error, EINVAL, "%s%s': %s", row->invalid, value, row->expected);
+        return error_set(p->error, EINVAL, "%s%s': %s; at most %" PRIu64, row->invalid, value,
+                         row->expected, row->max);
     for (const struct cli_word *w = row->words; w->name && used < sizeof(words); w++) {
         const char *separator = w == row->words ? "" : w[1].name ? ", " : " or ";
 
@@ -213,7 +240,7 @@ int cli_parse(const struct cli *cli, void *target, int argc, char **argv, int *r
     while (ret == 0 && (value = getopt_long(argc, argv, p.shorts, p.longs, NULL)) != -1) {
         *ret_hint = value == '?' || value == ':';
         if (value == '?')
-            ret = unknown_option(&p, argv[optind - 1]);
+            ret = unknown_option(&p, argv[optind - 1], ret_hint);
         else if (value == ':')
             ret = missing_argument(&p, argv[optind - 1]);
         else

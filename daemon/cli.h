@@ -59,11 +59,19 @@ struct cli_row {
     int (*after)(void *target, struct error *error);
 };
 
+/* An option that another program of this command line has, and this one not yet. */
+struct cli_later {
+    const char *name; /* long name; NULL ends the table */
+    char letter;      /* 0: none */
+};
+
 /* A program's command line. */
 struct cli {
     const char *synopsis; /* what follows the program name in the usage; a line for each form */
     const char *summary;  /* one sentence */
     const struct cli_row *rows;
+    const struct cli_later *later;
+    const char *later_of;      /* the other program's name */
     const char *const *groups; /* titles by group number; NULL ends */
 };
 

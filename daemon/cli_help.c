@@ -60,6 +60,24 @@ static void print_usage(const char *synopsis, const char *program, FILE *out)
     }
 }
 
+static void print_later(const struct cli *cli, FILE *out)
+{
+    char text[1024];
+    size_t used = 0;
+
+    if (!cli->later->name)
+        return;
+    fprintf(out, "\nOptions of %s that are not supported yet:\n", cli->later_of);
+    for (const struct cli_later *it = cli->later; it->name && used < sizeof(text); it++) {
+        used += (size_t)snprintf(text + used, sizeof(text) - used, "--%s", it->name);
+        if (it->letter && used < sizeof(text))
+            used += (size_t)snprintf(text + used, sizeof(text) - used, " (-%c)", it->letter);
+        if (it[1].name && used < sizeof(text))
+            used += (size_t)snprintf(text + used, sizeof(text) - used, ", ");
+    }
+    print_wrapped(out, text, fprintf(out, "  "), 2);
+}
+
 void cli_print_help(const struct cli *cli, const char *program, FILE *out)
 {
     print_usage(cli->synopsis, program, out);
@@ -70,6 +88,7 @@ void cli_print_help(const struct cli *cli, const char *program, FILE *out)
             if (row->group == group && !row->hidden)
                 print_row(row, out);
     }
+    print_later(cli, out);
 }
 
 void cli_print_options(const struct cli *cli, FILE *out)

@@ -10,6 +10,8 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
 
 static const struct cache_flags {
     unsigned flags;
@@ -59,6 +61,28 @@ static int refuse_offset(uint64_t offset, uint64_t size, struct error *error)
                      offset, size);
 }
 
+/* Says which image could not be opened, once: what went wrong may name it already. */
+static void name_image(const char *image, struct error *error)
+{
+    static const char cannot[] = "cannot open ";
+    char quoted[ERROR_TEXT_MAX];
+    char *text = error->text, *name = text;
+    size_t length;
+
+    snprintf(quoted, sizeof(quoted), "'%s'", image);
+    length = strlen(quoted);
+    if (!strncmp(text, cannot, strlen(cannot)))
+        name += strlen(cannot);
+    if (!strncmp(name, quoted, length) && (name != text || name[length] == ':')) {
+        memmove(text, name, strlen(name) + 1);
+        error_prefix(error, "Failed to open ");
+    } else if (strstr(text, quoted)) {
+        error_prefix(error, "Failed to open the image: ");
+    } else {
+        error_prefix(error, "Failed to open %s: ", quoted);
+    }
+}
+
 int image_open(const struct block_context *context, const struct arguments *arguments,
                struct node **ret, bool *ret_guessed_raw, struct error *error)
 {
@@ -75,7 +99,7 @@ int image_open(const struct block_context *context, const struct arguments *argu
     if (err == 0 && offset > 0)
         err = node_open_window(context, disk, offset, &disk, error);
     if (err < 0) {
-        error_prefix(error, "Failed to open '%s': ", arguments->image);
+        name_image(arguments->image, error);
         return err;
     }
     *ret = disk;

@@ -124,7 +124,7 @@ static int open_export(void *arg)
     e->protect_header = serve->guessed_raw && a->offset == 0;
     e->probe_drivers = block_drivers;
     list_append(&serve->exports.list, &e->link);
-    if (!*a->export_name || a->oldstyle)
+    if (!*a->export_name)
         serve->exports.default_export = e;
     serve->nbd_export = e;
     return add_contexts(serve, e);

@@ -58,6 +58,20 @@ def check_help():
             yield f"--help does not tell of {option}"
 
 
+def check_later():
+    """The options that come later, and their letters, in the help text and in the manual."""
+    text = subprocess.run([EVNBD, "--help"], capture_output=True, text=True, timeout=TIMEOUT,
+                          check=True).stdout
+    listed = text.partition("that are not supported yet:")[2]
+    program = re.findall(r"--([a-z-]+)(?: \(-([a-zA-Z])\))?", listed)
+    section = text_of(MANUAL).partition(".Ss Options that are not supported yet\n")[2]
+    section = re.split(r"^\.S[sh] ", section, flags=re.M)[0]
+    manual = re.findall(r"^\.Fl -([a-z-]+)(?: Pq Fl ([a-zA-Z]))?", section, re.M)
+    for option, letter in sorted(set(program) ^ set(manual)):
+        where = "--help" if (option, letter) in program else MANUAL
+        yield f"only {where} says that --{option} {letter and '-' + letter} comes later"
+
+
 def check_manual_syntax():
     mandoc = need("mandoc")
     for path in tree((".8", ".1"), ("docs",)):
@@ -81,4 +95,5 @@ def check_links():
 
 if __name__ == "__main__":
     report([("options of the program and of the manual", check_options), ("synopsis", check_synopsis),
-            ("help text", check_help), ("manual pages", check_manual_syntax), ("links", check_links)])
+            ("help text", check_help), ("options that come later", check_later),
+            ("manual pages", check_manual_syntax), ("links", check_links)])

@@ -141,6 +141,10 @@ static const struct good_row good_rows[] = {
     {"idle timeout", {"--idle-timeout=60", "disk"}, {BASE, .idle_timeout = 60}},
     {"address limit", {"--address-limit", "32", "disk"}, {BASE, .address_limit = 32}},
     {"oldstyle", {"--oldstyle", "disk"}, {BASE, .oldstyle = true}},
+    {"oldstyle with the empty name", {"--oldstyle", "-x", "", "disk"}, {BASE, .oldstyle = true}},
+    {"the protocol of files", {"file:disk"}, {BASE}},
+    {"a file with a colon", {"file:a:b"}, {BASE, .image = "a:b"}},
+    {"a path with a colon", {"./a:b"}, {BASE, .image = "./a:b"}},
     {"format", {"-f", "qcow2", "disk"}, {BASE, .format = "qcow2"}},
     {"-n", {"-n", "disk"}, {BASE, .cache = CACHE_NONE}},
     {"cache off", {"--cache=off", "disk"}, {BASE, .cache = CACHE_NONE}},
@@ -295,23 +299,18 @@ static const struct bad_row bad_rows[] = {
     {"a list and allocation depth", {"-L", "-A"}, PER_DEVICE, false},
     {"a list and bitmap", {"-L", "-B", "b"}, PER_DEVICE, false},
     {"a list and oldstyle", {"-L", "--oldstyle"}, PER_DEVICE, false},
-    {"snapshot is not here yet", {"-s", "disk"}, "invalid option -- 's'", true},
-    {"partition is not here yet",
-     {"--partition=1", "disk"},
-     "unrecognized option '--partition=1'",
-     true},
-    {"connect is not here yet",
-     {"--connect=/dev/nbd0", "disk"},
-     "unrecognized option '--connect=/dev/nbd0'",
-     true},
-    {"image-opts is not here yet",
-     {"--image-opts", "disk"},
-     "unrecognized option '--image-opts'",
-     true},
-    {"object is not here yet",
-     {"--object", "secret,id=s", "disk"},
-     "unrecognized option '--object'",
-     true},
+    {"an image in JSON", {"json:{}"}, "Failed to open 'json:{}': images described in JSON", false},
+    {"another protocol",
+     {"nbd://host/x"},
+     "Failed to open 'nbd://host/x': the protocol 'nbd'",
+     false},
+    {"a colon in a name", {"a:b"}, "Failed to open 'a:b': the protocol 'a' is not", false},
+    {"a colon at the start", {":b"}, "Failed to open ':b': the protocol '' is not", false},
+    {"a file without a name", {"file:"}, "Failed to open ''", false},
+    {"a name in the oldstyle protocol",
+     {"--oldstyle", "-x", "n", "disk"},
+     "--oldstyle was given with the export name 'n'",
+     false},
     {"empty port", {"-p", "", "disk"}, "Invalid port ''", false},
     {"huge port", {"-p", "65536", "disk"}, "Invalid port '65536'", false},
     {"a port that would wrap", {"-p", "4294967297", "disk"}, "Invalid port '4294967297'", false},
@@ -325,7 +324,8 @@ static const struct bad_row bad_rows[] = {
     {"clients: half a number", {"-e", "0x", "disk"}, "Invalid shared device number '0x'", false},
     {"clients: too many",
      {"-e", "2147483648", "disk"},
-     "Invalid shared device number '2147483648'",
+     "Invalid shared device number '2147483648': a number of clients is needed, 0 for no limit; at "
+     "most 2147483647",
      false},
     {"clients: beyond 64 bits",
      {"-e", "18446744073709551617", "disk"},
@@ -503,6 +503,53 @@ static void test_rows_consistent(void **state)
             assert_string_not_equal(row->name, other->name);
             assert_true(!row->letter || row->letter != other->letter);
         }
+        for (const struct cli_later *later = arguments_cli.later; later->name; later++) {
+            assert_string_not_equal(row->name, later->name);
+            assert_true(!row->letter || row->letter != later->letter);
+        }
+    }
+}
+
+/* Options that come later, by a table of this test's own, which does not shrink. */
+static void test_later(void **state)
+{
+    static const struct cli_row few[] = {
+        {.name = "image", .letter = 'i', .kind = CLI_FLAG, .help = "h"},
+        {.name = "imagine", .kind = CLI_FLAG, .help = "h"},
+        {.name = NULL},
+    };
+    static const struct cli_later table[] = {
+        {"image-opts", 0}, {"snapshot", 's'}, {"tls-creds", 0}, {"tls-creds-more", 0}, {NULL, 0}};
+    const struct cli cli = {.rows = few, .later = table, .later_of = "other"};
+    static const struct {
+        const char *word, *says;
+        bool hint;
+    } cases[] = {
+        {"--image-opts", "the option '--image-opts' of other is not supported yet", false},
+        {"--image-o", "the option '--image-opts' of other is not supported yet", false},
+        {"-s", "the option '--snapshot' of other is not supported yet", false},
+        {"-is", "the option '--snapshot' of other is not supported yet", false},
+        {"--sn=1", "the option '--snapshot' of other is not supported yet", false},
+        {"--tls-creds=1", "the option '--tls-creds' of other is not supported yet", false},
+        {"--tls", "unrecognized option '--tls'", true},
+        {"--image-optsx", "unrecognized option '--image-optsx'", true},
+        {"--ima", "option '--ima' is ambiguous; possibilities: '--image' '--imagine'", true},
+        {"--image=1", "option '--image' doesn't allow an argument", true},
+        {"-o", "invalid option -- 'o'", true},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        const char *words[] = {cases[i].word, NULL};
+        struct line line = line_of(words);
+        struct error error = {""};
+        bool target = false, hint;
+        int first;
+
+        assert_int_equal(cli_parse(&cli, &target, line.argc, line.argv, &first, &hint, &error),
+                         -EINVAL);
+        assert_string_equal(error.text, cases[i].says);
+        assert_int_equal(hint, cases[i].hint);
+        line_free(&line);
     }
 }
 
@@ -569,6 +616,7 @@ int main(void)
         cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_no_error_wanted),
         cmocka_unit_test(test_rows_consistent),
+        cmocka_unit_test(test_later),
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_list_options),
     };
