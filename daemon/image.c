@@ -50,54 +50,67 @@ static unsigned open_flags(const struct arguments *arguments)
         flags |= NODE_WRITABLE;
     if (arguments->discard)
         flags |= NODE_UNMAP;
+    if (arguments->share_rw)
+        flags |= NODE_SHARE_WRITE;
     return flags;
 }
 
-static int refuse_offset(uint64_t offset, uint64_t size, struct error *error)
+/* Whether the disk is one for which the options make sense. */
+static int check_disk(const struct arguments *arguments, const struct node *disk,
+                      struct error *error)
 {
-    return error_set(error, EINVAL,
-                     "Offset (%" PRIu64 ") cannot be greater than size of the containing file "
-                     "(%" PRIu64 ")",
-                     offset, size);
+    if (arguments->offset > disk->size)
+        return error_set(error, EINVAL,
+                         "Offset (%" PRIu64 ") cannot be greater than size of the containing file "
+                         "(%" PRIu64 ")",
+                         arguments->offset, disk->size);
+    if (arguments->share_rw && disk->driver != &driver_raw)
+        return error_set(error, EINVAL,
+                         "--share-rw is for raw images only: two programs that write to a %s image "
+                         "would destroy it",
+                         disk->driver->name);
+    return 0;
 }
 
 /* Says which image could not be opened, once: what went wrong may name it already. */
 static void name_image(const char *image, struct error *error)
 {
-    static const char cannot[] = "cannot open ";
+    static const char cannot[] = "cannot open ", failed[] = "Failed to ";
+    const struct error cause = *error;
+    const char *told = cause.text;
     char quoted[ERROR_TEXT_MAX];
-    char *text = error->text, *name = text;
     size_t length;
+    bool opening = !strncmp(told, cannot, strlen(cannot));
 
     snprintf(quoted, sizeof(quoted), "'%s'", image);
     length = strlen(quoted);
-    if (!strncmp(text, cannot, strlen(cannot)))
-        name += strlen(cannot);
-    if (!strncmp(name, quoted, length) && (name != text || name[length] == ':')) {
-        memmove(text, name, strlen(name) + 1);
-        error_prefix(error, "Failed to open ");
-    } else if (strstr(text, quoted)) {
-        error_prefix(error, "Failed to open the image: ");
-    } else {
+    told += opening ? strlen(cannot) : 0;
+    if (!strncmp(told, quoted, length) && (opening || told[length] == ':'))
+        error_set(error, EINVAL, "Failed to open %s", told);
+    else if (!strstr(told, quoted))
         error_prefix(error, "Failed to open %s: ", quoted);
-    }
+    else if (strncmp(told, failed, strlen(failed)) != 0)
+        error_prefix(error, "Failed to open the image: ");
 }
 
 int image_open(const struct block_context *context, const struct arguments *arguments,
                struct node **ret, bool *ret_guessed_raw, struct error *error)
 {
-    uint64_t offset = arguments->offset;
     struct node *disk;
     int err = node_open_image(context, arguments->image, arguments->format, NULL,
                               open_flags(arguments), &disk, ret_guessed_raw, error);
 
-    if (err == 0 && offset > disk->size) {
-        err = refuse_offset(offset, disk->size, error);
+    if (err < 0) {
+        name_image(arguments->image, error);
+        return err;
+    }
+    err = check_disk(arguments, disk, error);
+    if (err < 0) {
         node_unref(disk);
         return err;
     }
-    if (err == 0 && offset > 0)
-        err = node_open_window(context, disk, offset, &disk, error);
+    if (arguments->offset > 0)
+        err = node_open_window(context, disk, arguments->offset, &disk, error);
     if (err < 0) {
         name_image(arguments->image, error);
         return err;

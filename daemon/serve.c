@@ -160,7 +160,7 @@ static int in_coroutine(struct serve *serve, int (*fn)(void *arg))
 
 static void warn_about_probing(const struct serve *serve)
 {
-    if (!serve->guessed_raw)
+    if (!serve->guessed_raw || serve->arguments->read_only)
         return;
     log_warning("WARNING: Image format was not specified for '%s' and probing guessed raw.",
                 serve->arguments->image);
@@ -168,6 +168,15 @@ static void warn_about_probing(const struct serve *serve)
         "         A client of a raw image could make it look like another format, so writes "
         "that would do that are refused.");
     log_warning("         Say --format=raw to allow them.");
+}
+
+static void warn_about_offset(const struct serve *serve)
+{
+    const struct arguments *a = serve->arguments;
+
+    if (a->offset > 0 && serve->node->size == 0)
+        log_warning("warning: the offset %" PRIu64 " is where '%s' ends: the export has 0 bytes",
+                    a->offset, a->image);
 }
 
 /* As many as may be served at a time can wait to be accepted, at least. */
@@ -252,6 +261,7 @@ static int start(struct serve *serve, struct daemonize *daemonize)
     if (err < 0)
         return err;
     warn_about_probing(serve);
+    warn_about_offset(serve);
     log_info("serving '%s' (%s, %" PRIu64 " bytes) as export '%s'", a->image,
              serve->node->driver->name, serve->node->size, a->export_name);
     return daemonize_ready(daemonize, a->verbose, serve->error);

@@ -351,6 +351,13 @@ def test_offset(t, offset):
     same_bytes(read_file(image), data, "the image")
 
 
+def test_offset_at_the_end_is_warned_about(t):
+    server = t.serve(t.file("disk", bytes(MIB)), "-f", "raw", "-o", str(MIB))
+    check("the export has 0 bytes" in server.log, server.log)
+    server = t.serve(t.file("disk2", bytes(MIB)), "-f", "raw", "-o", str(MIB - 1))
+    equal(server.log, "", "log")
+
+
 def test_offset_of_a_probed_qcow2(t):
     raw = t.file("raw", content(3, MIB))
     qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, t.path("disk"))
@@ -373,6 +380,10 @@ def test_probed_raw_is_protected(t):
               "a write that makes a qcow2 of it")
         client.write(0, b"y" * 512)
         client.write(512, b"QFI\xfb\0\0\0\3" + bytes(504))
+
+
+def test_probed_raw_that_is_not_written_needs_no_warning(t):
+    equal(t.serve(t.file("disk", content(4, MIB)), "-r").log, "", "log")
 
 
 def test_given_raw_is_not_protected(t):

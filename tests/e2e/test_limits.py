@@ -5,7 +5,8 @@ import resource
 import socket
 import struct
 
-from evnbd_test import (KIB, MIB, SANITIZED, cases, check, content, equal, free_port, main, same_bytes, skip,
+from evnbd_test import (KIB, MIB, SANITIZED, cases, check, content, equal, free_port, main, need, run,
+                        same_bytes, skip,
                         wait_for)
 from nbd_raw import (OPT_GO, OPT_INFO, REP_ACK, REP_ERR_POLICY, RawClient, go_data, option_bytes)
 
@@ -81,6 +82,14 @@ def test_address_limit(t):
     third.go()
     same_bytes(third.read(0, 512), DATA[:512], "data for the third one")
     same_bytes(second.read(0, 512), DATA[:512], "data for the second one")
+
+
+@cases(((), 2), (("-e", "0"), 0), (("-e", "0", "--address-limit=1"), 2), (("-e", "4", "--address-limit=2"), 0))
+def test_several_connections_are_offered_where_they_are_let_in(t, options, status):
+    """nbdinfo's answer: 0 for yes, 2 for no."""
+    need("nbdinfo")
+    server = serve(t, *options)
+    equal(run("nbdinfo", "--can", "multi-conn", server.uri, status=status).stderr, "", "nbdinfo's messages")
 
 
 def test_descriptors_are_raised(t):

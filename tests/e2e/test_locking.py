@@ -3,7 +3,9 @@
 """Image locks: the same bytes as QEMU's, so that each sees what the other does."""
 import os
 
-from evnbd_test import MIB, Refused, cases, check, content, equal, main, need, qemu_img, refused, run
+from evnbd_test import MIB, Refused, cases, check, content, equal, main, need, qemu_img, refused, run, \
+    same_bytes
+from nbd_raw import RawClient
 
 # Locked bytes by way of opening: 100 + i is permission i held, 200 + i is not shared with others.
 HELD = {
@@ -67,6 +69,33 @@ def test_two_of_ours(t, image, first, second, works):
     else:
         refused(t, t.path(image), "-f", "raw" if image.endswith("raw") else "qcow2",
                 *(["-r"] if second == "ro" else []), says=["lock", image, "another process"])
+
+
+def test_shared_writers(t):
+    """Two of ours and QEMU write to one raw image, when all agree to share it."""
+    make(t)
+    image = t.path("disk.raw")
+    first, second = (serve(t, "disk.raw", "rw", "--share-rw") for _ in range(2))
+    pid = qemu_holds(t, "disk.raw", "rw")
+    try:
+        third = RawClient(t.path(f"qemu{t.numbers}.sock")).connect()
+        wanted = content(1, MIB)
+        with first.client() as one, second.client() as two, third:
+            for number, client in enumerate((one, two, third)):
+                piece = bytes([number + 1]) * 4096
+                client.write(8192 * number, piece)
+                wanted = wanted[:8192 * number] + piece + wanted[8192 * number + 4096:]
+            for client in (one, two, third):
+                same_bytes(client.read(0, MIB), wanted, "the disk, as each sees it")
+        refused(t, image, "-f", "raw", says=["lock", image])
+    finally:
+        os.kill(pid, 15)
+
+
+@cases("top.qcow2", "base.qcow2")
+def test_only_raw_images_are_shared(t, image):
+    make(t)
+    refused(t, t.path(image), "--share-rw", says=["--share-rw is for raw images only", "qcow2"])
 
 
 def test_backing_files_are_shared_for_reading_only(t):

@@ -75,6 +75,7 @@ static void assert_same(const struct arguments *got, const struct arguments *wan
     assert_int_equal(got->address_limit, wanted->address_limit);
     assert_text(got->format, wanted->format);
     assert_int_equal(got->read_only, wanted->read_only);
+    assert_int_equal(got->share_rw, wanted->share_rw);
     assert_int_equal(got->offset, wanted->offset);
     assert_int_equal(got->cache, wanted->cache);
     assert_int_equal(got->aio, wanted->aio);
@@ -146,6 +147,7 @@ static const struct good_row good_rows[] = {
     {"a file with a colon", {"file:a:b"}, {BASE, .image = "a:b"}},
     {"a path with a colon", {"./a:b"}, {BASE, .image = "./a:b"}},
     {"format", {"-f", "qcow2", "disk"}, {BASE, .format = "qcow2"}},
+    {"shared writers", {"--share-rw", "disk"}, {BASE, .share_rw = true}},
     {"-n", {"-n", "disk"}, {BASE, .cache = CACHE_NONE}},
     {"cache off", {"--cache=off", "disk"}, {BASE, .cache = CACHE_NONE}},
     {"cache none", {"--cache=none", "disk"}, {BASE, .cache = CACHE_NONE}},
@@ -278,6 +280,10 @@ static const struct bad_row bad_rows[] = {
      true},
     {"missing value, long", {"disk", "--port"}, "option '--port' requires an argument", true},
     {"missing value, abbreviated", {"disk", "--po"}, "option '--port' requires an argument", true},
+    {"shared writers have no prefix",
+     {"--share-r", "disk"},
+     "unrecognized option '--share-r'",
+     true},
     {"hidden options have no prefixes", {"--list-o"}, "unrecognized option '--list-o'", true},
     {"a list and an image", {"-L", "disk"}, "List mode is incompatible with a file name", false},
     {"a list and fork", {"-L", "--fork"}, "List mode is incompatible with forking", false},
@@ -298,6 +304,7 @@ static const struct bad_row bad_rows[] = {
     {"a list and discard", {"-L", "--discard=on"}, PER_DEVICE, false},
     {"a list and allocation depth", {"-L", "-A"}, PER_DEVICE, false},
     {"a list and bitmap", {"-L", "-B", "b"}, PER_DEVICE, false},
+    {"a list and shared writers", {"-L", "--share-rw"}, PER_DEVICE, false},
     {"a list and oldstyle", {"-L", "--oldstyle"}, PER_DEVICE, false},
     {"an image in JSON", {"json:{}"}, "Failed to open 'json:{}': images described in JSON", false},
     {"another protocol",
