@@ -517,49 +517,6 @@ static void test_rows_consistent(void **state)
     }
 }
 
-/* Options that come later, by a table of this test's own, which does not shrink. */
-static void test_later(void **state)
-{
-    static const struct cli_row few[] = {
-        {.name = "image", .letter = 'i', .kind = CLI_FLAG, .help = "h"},
-        {.name = "imagine", .kind = CLI_FLAG, .help = "h"},
-        {.name = NULL},
-    };
-    static const struct cli_later table[] = {
-        {"image-opts", 0}, {"snapshot", 's'}, {"tls-creds", 0}, {"tls-creds-more", 0}, {NULL, 0}};
-    const struct cli cli = {.rows = few, .later = table, .later_of = "other"};
-    static const struct {
-        const char *word, *says;
-        bool hint;
-    } cases[] = {
-        {"--image-opts", "the option '--image-opts' of other is not supported yet", false},
-        {"--image-o", "the option '--image-opts' of other is not supported yet", false},
-        {"-s", "the option '--snapshot' of other is not supported yet", false},
-        {"-is", "the option '--snapshot' of other is not supported yet", false},
-        {"--sn=1", "the option '--snapshot' of other is not supported yet", false},
-        {"--tls-creds=1", "the option '--tls-creds' of other is not supported yet", false},
-        {"--tls", "unrecognized option '--tls'", true},
-        {"--image-optsx", "unrecognized option '--image-optsx'", true},
-        {"--ima", "option '--ima' is ambiguous; possibilities: '--image' '--imagine'", true},
-        {"--image=1", "option '--image' doesn't allow an argument", true},
-        {"-o", "invalid option -- 'o'", true},
-    };
-
-    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-        const char *words[] = {cases[i].word, NULL};
-        struct line line = line_of(words);
-        struct error error = {""};
-        bool target = false, hint;
-        int first;
-
-        assert_int_equal(cli_parse(&cli, &target, line.argc, line.argv, &first, &hint, &error),
-                         -EINVAL);
-        assert_string_equal(error.text, cases[i].says);
-        assert_int_equal(hint, cases[i].hint);
-        line_free(&line);
-    }
-}
-
 static char *printed(void (*print)(FILE *out))
 {
     char *text = NULL;
@@ -623,7 +580,6 @@ int main(void)
         cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_no_error_wanted),
         cmocka_unit_test(test_rows_consistent),
-        cmocka_unit_test(test_later),
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_list_options),
     };
