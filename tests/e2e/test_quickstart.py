@@ -78,15 +78,16 @@ def test_options_of_evnbd(t):
 
 @cases(("IMAGE", "--bogus"), ("--bogus",), ("IMAGE", "-f", "raw"), ("IMAGE", "another"), ("",))
 def test_usage_errors(t, *arguments):
-    tree = Tree(t)
-    done = tree.run(*(tree.image if word == "IMAGE" else word for word in arguments), status=1)
+    with Tree(t) as tree:
+        done = tree.run(*(tree.image if word == "IMAGE" else word for word in arguments), status=1)
     check(done.stderr.startswith("Usage: ./quickstart") and
           done.stderr.splitlines()[-1].startswith("quickstart: "), done.stderr)
     equal(done.stdout, "", "standard output")
 
 
 def test_missing_image(t):
-    done = Tree(t).run("--background", t.path("none"), status=1)
+    with Tree(t) as tree:
+        done = tree.run("--background", t.path("none"), status=1)
     check(f"there is no image '{t.path('none')}'" in done.stderr, done.stderr)
 
 
