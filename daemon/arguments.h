@@ -38,7 +38,7 @@ struct arguments {
 
     const char *format; /* NULL: probe */
     bool read_only;
-    bool share_rw; /* raw: others may write to the image too */
+    bool allow_writers; /* raw: others may write to the image too */
     uint64_t offset;
     int cache;         /* enum cache_mode */
     int aio;           /* enum aio_mode */

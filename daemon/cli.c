@@ -47,7 +47,7 @@ static bool given_in_full(char **argv, const char *name)
     return false;
 }
 
-/* getopt's two tables. An exact row is left out unless it is spelled out, so no prefix finds it. */
+/* getopt's two tables. A hidden row is left out unless it is spelled out, so no prefix finds it. */
 static void parser_tables(struct parser *p)
 {
     char *next_short = p->shorts;
@@ -55,7 +55,7 @@ static void parser_tables(struct parser *p)
 
     *next_short++ = ':';
     for (const struct cli_row *row = p->cli->rows; row->name; row++) {
-        if (row->exact && !given_in_full(p->argv, row->name))
+        if (row->hidden && !given_in_full(p->argv, row->name))
             continue;
         p->longs[n] = (struct option){
             .name = row->name,

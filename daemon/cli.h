@@ -39,8 +39,7 @@ struct cli_list {
 struct cli_row {
     const char *name;     /* long name; NULL ends the table */
     char letter;          /* short name; 0: none */
-    bool hidden;          /* not in the help */
-    bool exact;           /* its long name cannot be abbreviated, and abbreviates no other */
+    bool hidden;          /* not in the help; its long name cannot be abbreviated */
     const char *argument; /* what the help calls its argument; NULL: it takes none */
     enum cli_kind kind;
     size_t offset; /* of the target */

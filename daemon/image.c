@@ -50,7 +50,7 @@ static unsigned open_flags(const struct arguments *arguments)
         flags |= NODE_WRITABLE;
     if (arguments->discard)
         flags |= NODE_UNMAP;
-    if (arguments->share_rw)
+    if (arguments->allow_writers)
         flags |= NODE_SHARE_WRITE;
     return flags;
 }
@@ -64,11 +64,12 @@ static int check_disk(const struct arguments *arguments, const struct node *disk
                          "Offset (%" PRIu64 ") cannot be greater than size of the containing file "
                          "(%" PRIu64 ")",
                          arguments->offset, disk->size);
-    if (arguments->share_rw && disk->driver != &driver_raw)
-        return error_set(error, EINVAL,
-                         "--share-rw is for raw images only: two programs that write to a %s image "
-                         "would destroy it",
-                         disk->driver->name);
+    if (arguments->allow_writers && disk->driver != &driver_raw)
+        return error_set(
+            error, EINVAL,
+            "--allow-writers is for raw images only: two programs that write to a %s image "
+            "would destroy it",
+            disk->driver->name);
     return 0;
 }
 

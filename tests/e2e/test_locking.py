@@ -75,7 +75,7 @@ def test_shared_writers(t):
     """Two of ours and QEMU write to one raw image, when all agree to share it."""
     make(t)
     image = t.path("disk.raw")
-    first, second = (serve(t, "disk.raw", "rw", "--share-rw") for _ in range(2))
+    first, second = (serve(t, "disk.raw", "rw", "--allow-writers") for _ in range(2))
     pid = qemu_holds(t, "disk.raw", "rw")
     try:
         third = RawClient(t.path(f"qemu{t.numbers}.sock")).connect()
@@ -95,7 +95,7 @@ def test_shared_writers(t):
 @cases("top.qcow2", "base.qcow2")
 def test_only_raw_images_are_shared(t, image):
     make(t)
-    refused(t, t.path(image), "--share-rw", says=["--share-rw is for raw images only", "qcow2"])
+    refused(t, t.path(image), "--allow-writers", says=["--allow-writers is for raw images only", "qcow2"])
 
 
 def test_backing_files_are_shared_for_reading_only(t):

@@ -75,7 +75,7 @@ static void assert_same(const struct arguments *got, const struct arguments *wan
     assert_int_equal(got->address_limit, wanted->address_limit);
     assert_text(got->format, wanted->format);
     assert_int_equal(got->read_only, wanted->read_only);
-    assert_int_equal(got->share_rw, wanted->share_rw);
+    assert_int_equal(got->allow_writers, wanted->allow_writers);
     assert_int_equal(got->offset, wanted->offset);
     assert_int_equal(got->cache, wanted->cache);
     assert_int_equal(got->aio, wanted->aio);
@@ -147,7 +147,7 @@ static const struct good_row good_rows[] = {
     {"a file with a colon", {"file:a:b"}, {BASE, .image = "a:b"}},
     {"a path with a colon", {"./a:b"}, {BASE, .image = "./a:b"}},
     {"format", {"-f", "qcow2", "disk"}, {BASE, .format = "qcow2"}},
-    {"shared writers", {"--share-rw", "disk"}, {BASE, .share_rw = true}},
+    {"shared writers", {"--allow-writers", "disk"}, {BASE, .allow_writers = true}},
     {"-n", {"-n", "disk"}, {BASE, .cache = CACHE_NONE}},
     {"cache off", {"--cache=off", "disk"}, {BASE, .cache = CACHE_NONE}},
     {"cache none", {"--cache=none", "disk"}, {BASE, .cache = CACHE_NONE}},
@@ -304,7 +304,7 @@ static const struct bad_row bad_rows[] = {
     {"a list and discard", {"-L", "--discard=on"}, PER_DEVICE, false},
     {"a list and allocation depth", {"-L", "-A"}, PER_DEVICE, false},
     {"a list and bitmap", {"-L", "-B", "b"}, PER_DEVICE, false},
-    {"a list and shared writers", {"-L", "--share-rw"}, PER_DEVICE, false},
+    {"a list and shared writers", {"-L", "--allow-writers"}, PER_DEVICE, false},
     {"a list and oldstyle", {"-L", "--oldstyle"}, PER_DEVICE, false},
     {"an image in JSON", {"json:{}"}, "Failed to open 'json:{}': images described in JSON", false},
     {"another protocol",
