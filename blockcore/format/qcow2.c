@@ -37,6 +37,19 @@ static int write_l1_sector(struct qcow2 *q, uint64_t sector)
     return block_write(q->file, data, count * 8, q->header.l1_offset + first * 8, 0);
 }
 
+int qcow2_switch(struct qcow2 *q, uint64_t at, const void *data, size_t length)
+{
+    int err = block_write(q->file, data, length, at, 0);
+
+    if (err < 0) {
+        q->corrupt = true;
+        log_error("%s: writing metadata failed midway; the image takes no more writes until it is "
+                  "opened again",
+                  node_name(q->node));
+    }
+    return err;
+}
+
 static int write_l1(struct qcow2 *q)
 {
     uint64_t sectors = div_round_up(q->header.l1_size, L1_SECTOR_ENTRIES);

@@ -112,6 +112,12 @@ int qcow2_begin_change(struct qcow2 *q);
 int qcow2_write_back(struct qcow2 *q);
 void qcow2_l1_set(struct qcow2 *q, uint64_t l1_index, uint64_t value);
 /*
+ * Switches to something new: changes fields of the header or an entry of the refcount table with
+ * one write within a sector, which is all or nothing when the power fails.  When it fails, it is
+ * not known what is in force: the image takes no more changes until it is opened again.
+ */
+int qcow2_switch(struct qcow2 *q, uint64_t at, const void *data, size_t length);
+/*
  * The image contradicts itself where it was to be changed: logs it, marks the image corrupt,
  * durably, and refuses all changes from now on.  The lock is held.  Returns -EIO.
  */
@@ -169,6 +175,13 @@ int qcow2_l2_decode_for_change(struct qcow2 *q, uint64_t guest_offset, uint64_t 
  */
 int qcow2_clusters_alloc(struct qcow2 *q, uint64_t wanted, uint64_t *ret_first,
                          uint64_t *ret_count);
+/* As qcow2_clusters_alloc, for all of them in one run. */
+int qcow2_clusters_alloc_run(struct qcow2 *q, uint64_t clusters, uint64_t *ret_first);
+/*
+ * Raises the refcounts of clusters in use by one: of all, or of none.  -EOVERFLOW: one of them is
+ * as high as it can be.
+ */
+int qcow2_refcounts_raise(struct qcow2 *q, uint64_t first, uint64_t count);
 /* Gives back clusters that nothing has ever pointed to. What cannot be given back leaks. */
 void qcow2_clusters_unalloc(struct qcow2 *q, uint64_t first, uint64_t count);
 int qcow2_refcount_read(struct qcow2 *q, uint64_t cluster, uint64_t *ret);
@@ -190,6 +203,10 @@ int qcow2_refblock_get(struct qcow2 *q, uint64_t index, struct table **ret);
  * q->hint moves on, perhaps into another range.
  */
 int qcow2_refblock_make(struct qcow2 *q);
+/*
+ * Takes a run of any length, in ranges that had no blocks: behind everything that is described.
+ */
+int qcow2_reftable_take_region(struct qcow2 *q, uint64_t clusters, uint64_t *ret_first);
 
 /* qcow2_guard.c */
 /* Builds the guard from header, L1 and refcount table, and given ranges (taken, also on failure).

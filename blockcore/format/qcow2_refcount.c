@@ -14,6 +14,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+/* Runs that are looked at before a long one is taken where nothing is yet. */
+#define RUN_TRIES 64
+
 static uint64_t block_entries(const struct qcow2 *q)
 {
     return UINT64_C(1) << q->refblock_bits;
@@ -76,6 +79,30 @@ int qcow2_clusters_alloc(struct qcow2 *q, uint64_t wanted, uint64_t *ret_first, 
     }
 }
 
+int qcow2_clusters_alloc_run(struct qcow2 *q, uint64_t clusters, uint64_t *ret_first)
+{
+    struct pending_run aside[RUN_TRIES];
+    uint64_t count = 0;
+    unsigned tries = 0;
+    int err = 0;
+
+    /* Runs that are too short are put aside until the search is over: it must not find them again.
+     */
+    while (clusters <= block_entries(q) && tries < RUN_TRIES && err == 0) {
+        err = qcow2_clusters_alloc(q, clusters, ret_first, &count);
+        if (err < 0 || count == clusters)
+            break;
+        aside[tries++] = (struct pending_run){*ret_first, count};
+    }
+    while (tries > 0) {
+        tries--;
+        qcow2_clusters_unalloc(q, aside[tries].first, aside[tries].count);
+    }
+    if (err < 0 || count == clusters)
+        return err;
+    return qcow2_reftable_take_region(q, clusters, ret_first);
+}
+
 /* A run of clusters whose refcounts were lowered alike. */
 struct lowered {
     uint64_t count;
@@ -128,6 +155,52 @@ void qcow2_clusters_unalloc(struct qcow2 *q, uint64_t first, uint64_t count)
         first += part.count;
         count -= part.count;
     }
+}
+
+/* Raises the refcounts of a first part of a run, within one block; *ret_count is how many. */
+static int raise_part(struct qcow2 *q, uint64_t first, uint64_t count, uint64_t *ret_count)
+{
+    unsigned order = q->header.refcount_order;
+    uint64_t max = order == 6 ? UINT64_MAX : (UINT64_C(1) << (1u << order)) - 1;
+    uint64_t i = first & (block_entries(q) - 1), value = 0;
+    struct table *block;
+    int err = qcow2_refblock_get(q, first >> q->refblock_bits, &block);
+
+    *ret_count = 0;
+    count = min_u64(count, block_entries(q) - i);
+    for (uint64_t n = 0; block && n < count; n++) {
+        value = qcow2_refcount_get(block->data, i + n, order);
+        if (value == 0 || value == max)
+            break;
+        qcow2_refcount_set(block->data, i + n, order, value + 1);
+        ++*ret_count;
+    }
+    if (block && *ret_count > 0)
+        table_cache_mark_dirty(q->refcount_cache, block);
+    if (block)
+        table_cache_put(q->refcount_cache, block);
+    if (err < 0 || *ret_count == count)
+        return err;
+    if (value == max)
+        return -EOVERFLOW;
+    return qcow2_set_corrupt(q, "the cluster at offset %" PRIu64 " is in use with refcount 0",
+                             (first + *ret_count) << q->cluster_bits);
+}
+
+int qcow2_refcounts_raise(struct qcow2 *q, uint64_t first, uint64_t count)
+{
+    uint64_t done = 0, n;
+
+    while (done < count) {
+        int err = raise_part(q, first + done, count - done, &n);
+
+        done += n;
+        if (err < 0) {
+            qcow2_clusters_unalloc(q, first, done);
+            return err;
+        }
+    }
+    return 0;
 }
 
 int qcow2_refcount_read(struct qcow2 *q, uint64_t cluster, uint64_t *ret)

@@ -8,7 +8,6 @@
  */
 #include "base/buffer.h"
 #include "base/checked.h"
-#include "base/log.h"
 #include "blockcore/format/qcow2.h"
 
 #include <errno.h>
@@ -16,11 +15,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A larger table, its blocks before it, at the start of the first range that the old one lacks. */
+/*
+ * A larger table, its blocks before it, at the start of the first range that the old one lacks. Or
+ * a region of clusters that are not the table's, in the same way.
+ */
 struct growth {
     uint64_t first;          /* cluster */
     uint64_t blocks;         /* that describe all of this */
-    uint64_t table_clusters; /* of the new table */
+    uint64_t table_clusters; /* of the new table, or the region */
 };
 
 int qcow2_reftable_load(struct qcow2 *q, struct error *error)
@@ -114,24 +116,31 @@ static int make_block(struct qcow2 *q, uint64_t index)
     return 0;
 }
 
+/* How many clusters are used up by blocks that describe `clusters` more and themselves. */
+static uint64_t blocks_for(const struct qcow2 *q, uint64_t clusters)
+{
+    uint64_t per_block = UINT64_C(1) << q->refblock_bits, blocks = 0, total;
+
+    do {
+        total = clusters + blocks;
+        blocks = div_round_up(total, per_block);
+    } while (clusters + blocks != total);
+    return blocks;
+}
+
 /* False: the table cannot grow, or there is no room for it. */
 static bool plan_growth(const struct qcow2 *q, struct growth *ret)
 {
-    uint64_t per_block = UINT64_C(1) << q->refblock_bits;
     uint64_t old = q->header.reftable_clusters;
-    uint64_t entries, total;
+    uint64_t entries;
 
     ret->first = q->reftable_entries << q->refblock_bits;
     ret->table_clusters =
         min_u64(old + max_u64(old / 2, 1), QCOW2_REFTABLE_BYTES_MAX >> q->cluster_bits);
-    ret->blocks = 0;
-    do {
-        total = ret->table_clusters + ret->blocks;
-        ret->blocks = div_round_up(total, per_block);
-    } while (ret->table_clusters + ret->blocks != total);
+    ret->blocks = blocks_for(q, ret->table_clusters);
     entries = ret->table_clusters << (q->cluster_bits - 3);
     return ret->table_clusters > old && q->reftable_entries + ret->blocks <= entries &&
-           range_within(ret->first, total, q->cluster_limit);
+           range_within(ret->first, ret->table_clusters + ret->blocks, q->cluster_limit);
 }
 
 static int write_growth_block(struct qcow2 *q, const struct growth *g, uint64_t k, uint8_t *buffer)
@@ -168,19 +177,10 @@ static int write_growth(struct qcow2 *q, const struct growth *g, const uint64_t 
 static int switch_header(struct qcow2 *q, const struct growth *g)
 {
     uint8_t data[12];
-    int err;
 
     put_be64(data, (g->first + g->blocks) << q->cluster_bits);
     put_be32(data + 8, (uint32_t)g->table_clusters);
-    err = block_write(q->file, data, sizeof(data), QCOW2_AT_REFTABLE, 0);
-    if (err < 0) {
-        /* Which of the tables is in force is not known: neither may be changed. */
-        q->corrupt = true;
-        log_error("%s: writing the header failed; the image takes no more writes until it is "
-                  "opened again",
-                  node_name(q->node));
-    }
-    return err;
+    return qcow2_switch(q, QCOW2_AT_REFTABLE, data, sizeof(data));
 }
 
 /* The new table is in force: takes it over. */
@@ -233,4 +233,69 @@ int qcow2_refblock_make(struct qcow2 *q)
     uint64_t index = q->hint >> q->refblock_bits;
 
     return index < q->reftable_entries ? make_block(q, index) : grow(q);
+}
+
+/* Where a region can lie: behind the last range that has a block. The table may grow. */
+static int plan_region(struct qcow2 *q, uint64_t clusters, struct growth *ret)
+{
+    uint64_t index = q->reftable_entries;
+
+    *ret = (struct growth){.blocks = blocks_for(q, clusters), .table_clusters = clusters};
+    while (index > 0 && q->reftable[index - 1] == 0)
+        index--;
+    while (q->reftable_entries - index < ret->blocks) {
+        int err = grow(q);
+
+        if (err < 0)
+            return err;
+        /* What the new table and its blocks take lies behind the old one's ranges. */
+        index = q->reftable_entries;
+        while (q->reftable[index - 1] == 0)
+            index--;
+    }
+    ret->first = index << q->refblock_bits;
+    return range_within(ret->first, clusters + ret->blocks, q->cluster_limit) ? 0 : -ENOSPC;
+}
+
+/* Enters the blocks of a region, which are durable, into the table. */
+static int enter_blocks(struct qcow2 *q, const struct growth *g)
+{
+    uint64_t index = g->first >> q->refblock_bits;
+    int err = 0;
+
+    for (uint64_t k = 0; k < g->blocks && err == 0; k++) {
+        uint64_t offset = (g->first + k) << q->cluster_bits;
+        uint8_t data[8];
+
+        put_be64(data, offset);
+        err = qcow2_switch(q, q->header.reftable_offset + (index + k) * 8, data, sizeof(data));
+        q->reftable[index + k] = offset;
+        qcow2_guard_add(q, offset, GUARD_REFBLOCK);
+    }
+    return err;
+}
+
+int qcow2_reftable_take_region(struct qcow2 *q, uint64_t clusters, uint64_t *ret_first)
+{
+    uint8_t *buffer;
+    struct growth g;
+    int err = plan_region(q, clusters, &g);
+
+    if (err < 0)
+        return err;
+    if (qcow2_guard_search(q, g.first, g.blocks + clusters) < g.first + g.blocks + clusters)
+        return qcow2_set_corrupt(q, "metadata at offset %" PRIu64 " or behind has no refcount",
+                                 g.first << q->cluster_bits);
+    buffer = buffer_get(q->cluster_size);
+    if (!buffer || qcow2_guard_reserve(q, g.blocks) < 0)
+        err = -ENOMEM;
+    for (uint64_t k = 0; k < g.blocks && err == 0; k++)
+        err = write_growth_block(q, &g, k, buffer);
+    buffer_put(buffer, q->cluster_size);
+    if (err == 0)
+        err = block_flush(q->file);
+    if (err == 0)
+        err = enter_blocks(q, &g);
+    *ret_first = g.first + g.blocks;
+    return err;
 }
