@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <inttypes.h>
 
+#define SNAPSHOT_EXTRA_MAX 1024
 #define L1_RESERVED (~(QCOW2_COPIED | QCOW2_OFFSET_MASK))
 #define L2_RESERVED (~(QCOW2_COPIED | QCOW2_COMPRESSED | QCOW2_OFFSET_MASK | QCOW2_ZERO))
 
@@ -114,26 +115,51 @@ uint64_t qcow2_refcount_find(const uint8_t *block, unsigned order, uint64_t from
     return i;
 }
 
+/* The extra data, of which old images have none and new ones may have more than is known. */
+static void read_extra(struct byte_reader *r, struct qcow2_snapshot *s)
+{
+    struct byte_reader extra = byte_reader_of(r->data, min_u64(s->extra_length, r->left));
+
+    s->icount = QCOW2_ICOUNT_NONE;
+    if (extra.left >= 8)
+        s->vm_state_size = byte_reader_be64(&extra);
+    s->has_disk_size = extra.left >= 8;
+    if (s->has_disk_size)
+        s->disk_size = byte_reader_be64(&extra);
+    if (extra.left >= 8)
+        s->icount = byte_reader_be64(&extra);
+    byte_reader_skip(r, s->extra_length);
+}
+
+static void read_snapshot(struct byte_reader *r, struct qcow2_snapshot *s)
+{
+    s->l1_offset = byte_reader_be64(r);
+    s->l1_size = byte_reader_be32(r);
+    s->id_length = byte_reader_be16(r);
+    s->name_length = byte_reader_be16(r);
+    s->date_seconds = byte_reader_be32(r);
+    s->date_nanoseconds = byte_reader_be32(r);
+    s->vm_clock = byte_reader_be64(r);
+    s->vm_state_size = byte_reader_be32(r);
+    s->extra_length = byte_reader_be32(r);
+    if (r->failed || s->extra_length > SNAPSHOT_EXTRA_MAX)
+        return;
+    read_extra(r, s);
+    s->id = byte_reader_take(r, s->id_length);
+    s->name = byte_reader_take(r, s->name_length);
+}
+
 int qcow2_snapshot_parse(const uint8_t *data, size_t length, unsigned cluster_bits, unsigned index,
                          struct qcow2_snapshot *ret, struct error *error)
 {
     struct byte_reader r = byte_reader_of(data, length);
-    uint32_t id_length, name_length, extra_length;
 
-    ret->l1_offset = byte_reader_be64(&r);
-    ret->l1_size = byte_reader_be32(&r);
-    id_length = byte_reader_be16(&r);
-    name_length = byte_reader_be16(&r);
-    byte_reader_skip(&r, 16); /* time of creation, guest run time */
-    byte_reader_skip(&r, 4);  /* size of the VM state */
-    extra_length = byte_reader_be32(&r);
-    if (!r.failed && extra_length > 1024)
+    *ret = (struct qcow2_snapshot){0};
+    read_snapshot(&r, ret);
+    if (!r.failed && ret->extra_length > SNAPSHOT_EXTRA_MAX)
         return error_set(error, EINVAL,
                          "snapshot %u has %" PRIu32 " bytes of extra data, at most 1024 are legal",
-                         index, extra_length);
-    byte_reader_skip(&r, extra_length);
-    byte_reader_skip(&r, id_length);
-    byte_reader_skip(&r, name_length);
+                         index, ret->extra_length);
     if (r.failed)
         return error_set(error, EINVAL, "the snapshot table ends within snapshot %u", index);
     if (ret->l1_size > QCOW2_L1_BYTES_MAX / 8)
@@ -149,4 +175,30 @@ int qcow2_snapshot_parse(const uint8_t *data, size_t length, unsigned cluster_bi
                          index, ret->l1_offset);
     ret->entry_length = align_up(length - r.left, 8);
     return 0;
+}
+
+size_t qcow2_snapshot_write(uint8_t *out, const struct qcow2_snapshot *snapshot)
+{
+    struct byte_writer w = byte_writer_of(out, QCOW2_SNAPSHOT_ENTRY_MAX);
+    size_t length;
+
+    byte_writer_be64(&w, snapshot->l1_offset);
+    byte_writer_be32(&w, snapshot->l1_size);
+    byte_writer_be16(&w, snapshot->id_length);
+    byte_writer_be16(&w, snapshot->name_length);
+    byte_writer_be32(&w, snapshot->date_seconds);
+    byte_writer_be32(&w, snapshot->date_nanoseconds);
+    byte_writer_be64(&w, snapshot->vm_clock);
+    /* Readers that know no extra data find the size here, if it fits. */
+    byte_writer_be32(&w,
+                     snapshot->vm_state_size <= UINT32_MAX ? (uint32_t)snapshot->vm_state_size : 0);
+    byte_writer_be32(&w, QCOW2_SNAPSHOT_EXTRA);
+    byte_writer_be64(&w, snapshot->vm_state_size);
+    byte_writer_be64(&w, snapshot->disk_size);
+    byte_writer_be64(&w, snapshot->icount);
+    byte_writer_put(&w, snapshot->id, snapshot->id_length);
+    byte_writer_put(&w, snapshot->name, snapshot->name_length);
+    length = QCOW2_SNAPSHOT_ENTRY_MAX - w.left;
+    byte_writer_zero(&w, align_up(length, 8) - length);
+    return align_up(length, 8);
 }

@@ -20,6 +20,7 @@ enum {
     QCOW2_V2_HEADER_LENGTH = 72,
     QCOW2_V3_HEADER_LENGTH = 104, /* the least */
     QCOW2_SNAPSHOT_FIXED = 40,    /* bytes of a snapshot entry before its variable parts */
+    QCOW2_SNAPSHOT_EXTRA = 24,    /* bytes of extra data that are known */
     QCOW2_SNAPSHOT_ENTRY_MAX = QCOW2_SNAPSHOT_FIXED + 1024 + 2 * 65535 + 8,
 };
 
@@ -35,7 +36,9 @@ enum {
 
 /* Where fields lie that are patched in place. */
 enum {
-    QCOW2_AT_REFTABLE = 48, /* u64 offset, u32 clusters: switched in one write */
+    QCOW2_AT_DISK = 24, /* u64 size, u32 crypt_method, u32 L1 entries, u64 L1 offset: one write */
+    QCOW2_AT_REFTABLE = 48,  /* u64 offset, u32 clusters: switched in one write */
+    QCOW2_AT_SNAPSHOTS = 60, /* u32 number, u64 offset: switched in one write */
     QCOW2_AT_INCOMPATIBLE = 72,
     QCOW2_AT_AUTOCLEAR = 88,
 };
@@ -147,14 +150,33 @@ void qcow2_refcount_set(uint8_t *block, uint64_t index, unsigned order, uint64_t
 uint64_t qcow2_refcount_find(const uint8_t *block, unsigned order, uint64_t from, uint64_t entries,
                              bool used);
 
+/* All-ones: no instruction count. */
+#define QCOW2_ICOUNT_NONE UINT64_MAX
+
 struct qcow2_snapshot {
     uint64_t l1_offset;
     uint32_t l1_size;
+    const uint8_t *id, *name; /* in the bytes that were read, not NUL-terminated */
+    uint16_t id_length, name_length;
+    uint32_t date_seconds, date_nanoseconds; /* since 1970 */
+    uint64_t vm_clock;                       /* run time of the guest, nanoseconds */
+    uint64_t vm_state_size;                  /* bytes */
+    bool has_disk_size;
+    uint64_t disk_size; /* bytes, with has_disk_size */
+    uint64_t icount;    /* or QCOW2_ICOUNT_NONE */
+    uint32_t extra_length;
     size_t entry_length; /* bytes to the next entry */
 };
 
 /* Reads and checks snapshot table entry number `index`; `data` begins with it. 0 or -EINVAL. */
 int qcow2_snapshot_parse(const uint8_t *data, size_t length, unsigned cluster_bits, unsigned index,
                          struct qcow2_snapshot *ret, struct error *error);
+
+/*
+ * Writes a snapshot table entry with all extra data that is known; id and name may be anything.
+ * Returns its length, at most QCOW2_SNAPSHOT_ENTRY_MAX. What `extra_length` and `entry_length` say
+ * does not matter.
+ */
+size_t qcow2_snapshot_write(uint8_t *out, const struct qcow2_snapshot *snapshot);
 
 #endif

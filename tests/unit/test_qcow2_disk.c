@@ -191,13 +191,67 @@ static void parses_snapshots(void **state)
     free(data);
 }
 
+/* Each field, from and to bytes; what old images lack, and what is not known, in the extra data. */
+static void reads_and_writes_snapshots(void **state)
+{
+    static const struct qcow2_snapshot all = {
+        .l1_offset = 9 * 65536,
+        .l1_size = 77,
+        .id = (const uint8_t *)"12",
+        .name = (const uint8_t *)"a name",
+        .id_length = 2,
+        .name_length = 6,
+        .date_seconds = 0xfedcba98,
+        .date_nanoseconds = 999999999,
+        .vm_clock = UINT64_C(0x123456789abcdef0),
+        .vm_state_size = 5000000000,
+        .disk_size = UINT64_C(1) << 41,
+        .icount = 42,
+    };
+    uint8_t *data = malloc(QCOW2_SNAPSHOT_ENTRY_MAX);
+    size_t length = qcow2_snapshot_write(data, &all);
+    struct qcow2_snapshot s;
+
+    assert_int_equal(length, 40 + 24 + 8);
+    assert_int_equal(get_be32(data + 32), 0); /* the size of the VM state does not fit there */
+    assert_int_equal(qcow2_snapshot_parse(data, length, 16, 0, &s, NULL), 0);
+    assert_int_equal(s.entry_length, length);
+    assert_int_equal(s.l1_offset, all.l1_offset);
+    assert_int_equal(s.l1_size, 77);
+    assert_int_equal(s.id_length, 2);
+    assert_memory_equal(s.id, "12", 2);
+    assert_int_equal(s.name_length, 6);
+    assert_memory_equal(s.name, "a name", 6);
+    assert_int_equal(s.date_seconds, all.date_seconds);
+    assert_int_equal(s.date_nanoseconds, all.date_nanoseconds);
+    assert_int_equal(s.vm_clock, all.vm_clock);
+    assert_int_equal(s.vm_state_size, all.vm_state_size);
+    assert_true(s.has_disk_size);
+    assert_int_equal(s.disk_size, all.disk_size);
+    assert_int_equal(s.icount, 42);
+    assert_int_equal(s.extra_length, 24);
+
+    put_be32(data + 32, 1234);
+    put_be32(data + 36, 16); /* what follows is the id then */
+    assert_int_equal(qcow2_snapshot_parse(data, length, 16, 0, &s, NULL), 0);
+    assert_int_equal(s.vm_state_size, all.vm_state_size);
+    assert_true(s.has_disk_size && s.disk_size == all.disk_size);
+    assert_true(s.icount == QCOW2_ICOUNT_NONE);
+    assert_ptr_equal(s.id, data + 56);
+    put_be32(data + 36, 0);
+    assert_int_equal(qcow2_snapshot_parse(data, length, 16, 0, &s, NULL), 0);
+    assert_int_equal(s.vm_state_size, 1234);
+    assert_false(s.has_disk_size);
+    free(data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decodes_l2_entries), cmocka_unit_test(judges_l1_entries),
         cmocka_unit_test(counts_l1_entries),  cmocka_unit_test(refcounts_of_every_width),
         cmocka_unit_test(refcount_bit_order), cmocka_unit_test(finds_free_and_used),
-        cmocka_unit_test(parses_snapshots),
+        cmocka_unit_test(parses_snapshots),   cmocka_unit_test(reads_and_writes_snapshots),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
