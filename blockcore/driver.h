@@ -24,6 +24,7 @@ struct block_bitmap;
 struct block_check;
 struct block_context;
 struct block_measure;
+struct block_snapshot_ops;
 struct node;
 struct node_open;
 
@@ -141,6 +142,9 @@ struct driver {
 
     /* The bitmaps of the image, in its order; NULL past the last. On any stack. */
     struct block_bitmap *(*bitmap)(struct node *node, size_t index);
+
+    /* Internal snapshots, for formats that have them: see blockcore/snapshot.h. */
+    const struct block_snapshot_ops *snapshots;
 
     /* Offline verbs, for formats: see blockcore/check.h and blockcore/create.h. */
     int (*check)(struct node *node, struct block_check *check, struct error *error);

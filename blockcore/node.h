@@ -118,7 +118,9 @@ int node_open_image(const struct block_context *context, const char *filename, c
 
 /*
  * Opens a tree of options: "driver" names the driver (none: "file" for an object with "filename"),
- * the rest is the driver's.  For --image-opts and for drivers that are given a child as a tree.
+ * the rest is the driver's; but "snapshot", for formats with internal snapshots, lets the node show
+ * one of them, read-only (its text: block_snapshot_choice_parse).  For --image-opts and for drivers
+ * that are given a child as a tree.
  */
 int node_open_tree(const struct block_context *context, json_t *tree, unsigned flags,
                    struct node **ret, struct error *error);

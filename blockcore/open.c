@@ -14,6 +14,7 @@
 #include "blockcore/block.h"
 #include "blockcore/drivers.h"
 #include "blockcore/foreign.h"
+#include "blockcore/snapshot.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -149,24 +150,46 @@ static struct node *node_alloc(const struct driver *driver, const struct node_op
     return NULL;
 }
 
+/* Shows the snapshot that the option names ("ID_OR_NAME", "snapshot.id=.."). */
+static int load_snapshot(struct node *node, const char *text, struct error *error)
+{
+    struct block_snapshot_choice choice;
+    int err = block_snapshot_choice_parse(text, &choice, error);
+
+    if (err == 0)
+        err = block_snapshot_load(node, &choice, error);
+    block_snapshot_choice_fini(&choice);
+    if (err < 0)
+        error_prefix(error, "Failed to load snapshot: ");
+    return err;
+}
+
 /* Opens one node without its backing. open->options is the core's own copy. */
 static int open_one(struct node_open *open, struct node **ret, struct error *error)
 {
     const struct driver *driver = NULL;
+    char *snapshot = NULL;
     struct node *node;
     int err = find_driver(open, &driver, error);
 
+    if (err == 0 && driver->snapshots)
+        err = take_string(open->options, "snapshot", &snapshot, error);
     if (err < 0)
         return err;
     node = node_alloc(driver, open);
-    if (!node)
+    if (!node) {
+        free(snapshot);
         return out_of_memory(error);
+    }
     err = driver->open(node, open, error);
     if (err == 0)
         err = options_finish(open->options, driver->options ? driver->options : no_options,
                              driver->name, error);
     if (err == 0 && node->filename)
         err = set_label(node, node->filename, error);
+    if (err == 0 && snapshot)
+        err = load_snapshot(node, snapshot, error);
+    free(snapshot);
     if (err < 0) {
         node_unref(node);
         return err;

@@ -237,6 +237,7 @@ const struct driver driver_qcow2 = {
     .zero = qcow2_zero,
     .discard = qcow2_discard,
     .flush = qcow2_flush,
+    .snapshots = &qcow2_snapshot_ops,
     .check = qcow2_check,
     .create = qcow2_create,
     .measure = qcow2_measure,

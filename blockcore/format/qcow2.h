@@ -12,6 +12,7 @@
  *     qcow2_reftable.c  the refcount table: loading, new blocks, growth
  *     qcow2_create.c    new images
  *     qcow2_check*.c    check and repair (see qcow2_check.h)
+ *     qcow2_snapshot*.c internal snapshots (see qcow2_snapshot.h)
  *     qcow2_guard.c     which clusters hold metadata: data must never be written there
  *
  * Order on disk, so that a crash leaks clusters at worst:
@@ -96,6 +97,9 @@ struct qcow2 {
     struct qcow2_guard guard;
     struct qcow2_pending pending;
 
+    uint64_t snapshots_length; /* bytes of the snapshot table */
+    bool at_snapshot;          /* read-only: the header's disk is that of a snapshot */
+
     bool write_ready;   /* the header says that somebody wrote who knows no autoclear feature */
     bool corrupt;       /* changes are refused */
     bool broken_logged; /* something broken was logged; the rest is not */
@@ -104,6 +108,11 @@ struct qcow2 {
 /* qcow2_open.c */
 int qcow2_open(struct node *node, struct node_open *open, struct error *error);
 void qcow2_close(struct node *node);
+/*
+ * Builds the guard anew after the tables that the header names have changed; the lock is held.
+ * When it fails the image takes no more changes.
+ */
+int qcow2_guard_reload(struct qcow2 *q, struct error *error);
 
 /* qcow2.c */
 /* The duties before any change; called with the lock held. 0 or negative errno. */
@@ -140,6 +149,9 @@ extern const struct option_row qcow2_create_options[];
 int qcow2_create(const struct block_context *context, const char *filename, json_t *options,
                  struct error *error);
 int qcow2_measure(json_t *options, struct block_measure *ret, struct error *error);
+
+/* qcow2_snapshot.c */
+extern const struct block_snapshot_ops qcow2_snapshot_ops;
 
 /* qcow2_map.c */
 int qcow2_map(struct node *node, uint64_t offset, uint64_t length, struct extent *ret);

@@ -220,5 +220,9 @@ int qcow2_check(struct node *node, struct block_check *check, struct error *erro
     struct qcow2 *q = node->state;
     struct qcow2_header header = q->header;
 
+    if (q->at_snapshot)
+        return error_set(error, ENOTSUP,
+                         "%s is open at a snapshot: to check it, open the image itself",
+                         node_name(node));
     return qcow2_check_run(q->file, &header, check, error);
 }

@@ -179,6 +179,7 @@ static int scan_snapshots(struct qcow2 *q, struct guard_range *ranges, size_t *c
             add_range(q, ranges, count, s.l1_offset, (uint64_t)s.l1_size * 8);
     }
     add_range(q, ranges, count, start, offset - start);
+    q->snapshots_length = offset - start;
     buffer_put(w.data, SNAPSHOT_WINDOW);
     return err;
 }
@@ -190,6 +191,7 @@ static int collect_ranges(struct qcow2 *q, struct guard_range **ret, size_t *ret
     int err = 0;
 
     *ret_count = 0;
+    q->snapshots_length = 0;
     *ret = calloc(q->header.snapshots + 2, sizeof(**ret));
     if (!*ret)
         return out_of_memory(error);
@@ -198,6 +200,23 @@ static int collect_ranges(struct qcow2 *q, struct guard_range **ret, size_t *ret
     if (q->header.has_bitmaps)
         add_range(q, *ret, ret_count, q->header.bitmap_directory_offset,
                   q->header.bitmap_directory_size);
+    return err;
+}
+
+int qcow2_guard_reload(struct qcow2 *q, struct error *error)
+{
+    struct guard_range *ranges;
+    size_t count;
+    int err = collect_ranges(q, &ranges, &count, error);
+
+    if (err == 0) {
+        qcow2_guard_fini(q);
+        err = qcow2_guard_init(q, ranges, count, error);
+    } else {
+        free(ranges);
+    }
+    if (err < 0)
+        q->corrupt = true;
     return err;
 }
 
@@ -320,9 +339,13 @@ int qcow2_open(struct node *node, struct node_open *open, struct error *error)
     /* A size that is no multiple of 512 is rounded down, as other programs do. */
     node->size = align_down(q->header.size, 512);
     node->cluster_size = (uint32_t)q->cluster_size;
-    /* Version 2 has no other way to zero a cluster than to give it back. */
+    /*
+     * Version 2 has no other way to zero a cluster than to give it back; and what a snapshot shares
+     * goes when it is deleted.
+     */
     node->reuses_storage =
-        node_writable(node) && ((node->flags & NODE_UNMAP) || q->header.version < 3);
+        node_writable(node) &&
+        ((node->flags & NODE_UNMAP) || q->header.version < 3 || q->header.snapshots > 0);
     return 0;
 }
 

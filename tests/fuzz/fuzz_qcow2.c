@@ -12,6 +12,7 @@
 #include "base/reactor.h"
 #include "blockcore/block.h"
 #include "blockcore/drivers.h"
+#include "blockcore/snapshot.h"
 #include "tests/support/support.h"
 
 #include <errno.h>
@@ -198,10 +199,36 @@ static void zero_somewhere(void)
     require(bytes_are_zero(run.first, length));
 }
 
+/* One of a few names: most exist after some time. */
+static void change_snapshots(void)
+{
+    static char names[3][2] = {"1", "2", "x"};
+    const struct block_snapshot_choice choice = {.any = names[prng_below(&run.prng, 3)]};
+    struct error error = {.text = ""};
+    int err;
+
+    switch (prng_below(&run.prng, 3)) {
+    case 0:
+        err = block_snapshot_create(run.node, choice.any, &error);
+        break;
+    case 1:
+        err = block_snapshot_apply(run.node, &choice, &error);
+        break;
+    default:
+        err = block_snapshot_delete(run.node, &choice, &error);
+        break;
+    }
+    require((err < 0) == (error.text[0] != '\0'));
+}
+
 static void change(void)
 {
     uint64_t length, offset;
 
+    if (prng_percent(&run.prng, 5)) {
+        change_snapshots();
+        return;
+    }
     switch (prng_below(&run.prng, 6)) {
     case 0:
         zero_somewhere();

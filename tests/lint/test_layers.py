@@ -20,7 +20,8 @@ LAYERS = {
     "ctl": ("nbd", "tls", "systemd", "blockcore", "base"),
 }
 # What blockcore shows to the layers above it.
-BLOCKCORE_PUBLIC = ("bitmap.h", "block.h", "check.h", "create.h", "node.h", "driver.h", "drivers.h", "range_lock.h")
+BLOCKCORE_PUBLIC = ("bitmap.h", "block.h", "check.h", "create.h", "node.h", "driver.h", "drivers.h",
+                    "range_lock.h", "snapshot.h")
 # Headers of other libraries, and the files that may include them.
 HOMES = {
     r"ev\.h": ("base/reactor.c",),

@@ -9,6 +9,10 @@
  *     qcow2_tool repair FILE leaks|all
  *     qcow2_tool map FILE                    one line of JSON an extent
  *     qcow2_tool write FILE OFFSET LENGTH BYTE
+ *     qcow2_tool snapshot-list FILE          one line of JSON a snapshot
+ *     qcow2_tool snapshot-create FILE NAME
+ *     qcow2_tool snapshot-apply FILE CHOICE  "ID_OR_NAME", "snapshot.id=..,snapshot.name=.."
+ *     qcow2_tool snapshot-delete FILE CHOICE
  *
  * Exit status: 0; 1 on errors; check and repair: 2 when corruptions are left, 3 when only leaks
  * are.
@@ -19,6 +23,7 @@
 #include "blockcore/check.h"
 #include "blockcore/create.h"
 #include "blockcore/drivers.h"
+#include "blockcore/snapshot.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -186,9 +191,87 @@ static int run_write(char **arguments, struct error *error)
     return err;
 }
 
+static int run_snapshot_list(char **arguments, struct error *error)
+{
+    struct block_snapshots list;
+    struct node *node;
+    int err = open_image(arguments[0], 0, false, &node, error);
+
+    if (err < 0)
+        return err;
+    err = block_snapshots_list(node, &list, error);
+    for (size_t i = 0; err == 0 && i < list.count; i++) {
+        const struct block_snapshot *s = &list.items[i];
+        json_t *line = json_pack(
+            "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "id", s->id, "name", s->name,
+            "vm-state-size", (json_int_t)s->vm_state_size, "date-sec", (json_int_t)s->date_seconds,
+            "date-nsec", (json_int_t)s->date_nanoseconds, "vm-clock-nsec", (json_int_t)s->vm_clock,
+            "icount", (json_int_t)s->icount, "disk-size", (json_int_t)s->disk_size);
+
+        if (!line)
+            err = error_set(error, EINVAL, "the name of snapshot %zu is not UTF-8", i);
+        else if (json_dumpf(line, stdout, JSON_COMPACT) == 0)
+            printf("\n");
+        json_decref(line);
+    }
+    block_snapshots_fini(&list);
+    node_unref(node);
+    return err;
+}
+
+static int run_snapshot_create(char **arguments, struct error *error)
+{
+    struct node *node;
+    int err = open_image(arguments[0], NODE_WRITABLE, false, &node, error);
+
+    if (err < 0)
+        return err;
+    err = block_snapshot_create(node, arguments[1], error);
+    node_unref(node);
+    return err;
+}
+
+static int change_snapshot(char **arguments,
+                           int (*verb)(struct node *node,
+                                       const struct block_snapshot_choice *choice,
+                                       struct error *error),
+                           struct error *error)
+{
+    struct block_snapshot_choice choice;
+    struct node *node;
+    int err = block_snapshot_choice_parse(arguments[1], &choice, error);
+
+    if (err == 0)
+        err = open_image(arguments[0], NODE_WRITABLE, false, &node, error);
+    if (err == 0) {
+        err = verb(node, &choice, error);
+        node_unref(node);
+    }
+    block_snapshot_choice_fini(&choice);
+    return err;
+}
+
+static int run_snapshot_apply(char **arguments, struct error *error)
+{
+    return change_snapshot(arguments, block_snapshot_apply, error);
+}
+
+static int run_snapshot_delete(char **arguments, struct error *error)
+{
+    return change_snapshot(arguments, block_snapshot_delete, error);
+}
+
 static const struct command commands[] = {
-    {"create", 2, run_create}, {"measure", 1, run_measure}, {"check", 1, run_check},
-    {"repair", 2, run_repair}, {"map", 1, run_map},         {"write", 4, run_write},
+    {"create", 2, run_create},
+    {"measure", 1, run_measure},
+    {"check", 1, run_check},
+    {"repair", 2, run_repair},
+    {"map", 1, run_map},
+    {"write", 4, run_write},
+    {"snapshot-list", 1, run_snapshot_list},
+    {"snapshot-create", 2, run_snapshot_create},
+    {"snapshot-apply", 2, run_snapshot_apply},
+    {"snapshot-delete", 2, run_snapshot_delete},
 };
 
 static int run_command(void *arg)
@@ -213,7 +296,7 @@ int main(int argc, char **argv)
             run.command = &commands[i];
     }
     if (!run.command) {
-        fprintf(stderr, "usage: qcow2_tool create|measure|check|repair|map|write ...\n");
+        fprintf(stderr, "usage: qcow2_tool create|measure|check|repair|map|write|snapshot-* ...\n");
         return 1;
     }
     if (reactor_init(&error) < 0) {
