@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/size.h"
+#include "blockcore/snapshot.h"
 #include "daemon/image_name.h"
 #include "nbd/wire.h"
 
@@ -62,6 +63,14 @@ static int after_per_device(void *target, struct error *error)
 
     a->per_device = true;
     return 0;
+}
+
+static int after_load_snapshot(void *target, struct error *error)
+{
+    struct arguments *a = target;
+
+    a->read_only = true;
+    return after_per_device(target, error);
 }
 
 static int after_detect_zeroes(void *target, struct error *error)
@@ -198,6 +207,15 @@ static const struct cli_row rows[] = {
      .after = after_per_device,
      .group = GROUP_IMAGE,
      .help = "let other programs write to a raw image at the same time"},
+    {.name = "load-snapshot",
+     .letter = 'l',
+     .argument = "SNAPSHOT",
+     .kind = CLI_STRING,
+     TARGET(snapshot),
+     .after = after_load_snapshot,
+     .group = GROUP_IMAGE,
+     .help = "export an internal snapshot of the image, read-only: its ID or name, or "
+             "snapshot.id=ID,snapshot.name=NAME"},
     {.name = "offset",
      .letter = 'o',
      .argument = "OFFSET",
@@ -345,9 +363,9 @@ _Static_assert(ARRAY_SIZE(rows) <= CLI_ROWS_MAX, "the parser's tables hold every
 
 /* Options of qemu-nbd that are no mistake, only not there yet. */
 static const struct cli_later later[] = {
-    {"connect", 'c'}, {"disconnect", 'd'}, {"image-opts", 0},    {"load-snapshot", 'l'},
-    {"object", 0},    {"partition", 'P'},  {"selinux-label", 0}, {"snapshot", 's'},
-    {"tls-authz", 0}, {"tls-creds", 0},    {"tls-hostname", 0},  {NULL, 0},
+    {"connect", 'c'},   {"disconnect", 'd'},  {"image-opts", 0}, {"object", 0},
+    {"partition", 'P'}, {"selinux-label", 0}, {"snapshot", 's'}, {"tls-authz", 0},
+    {"tls-creds", 0},   {"tls-hostname", 0},  {NULL, 0},
 };
 
 const struct cli arguments_cli = {
@@ -434,6 +452,17 @@ static int check_unix(const struct arguments *a, struct error *error)
     return 0;
 }
 
+static int check_snapshot(const char *text, struct error *error)
+{
+    struct block_snapshot_choice choice;
+    int err = block_snapshot_choice_parse(text, &choice, error);
+
+    block_snapshot_choice_fini(&choice);
+    if (err < 0)
+        error_prefix(error, "Failed in parsing snapshot param `%s': ", text);
+    return err;
+}
+
 /* Direct I/O is what users of native asynchronous I/O expect, and it is not chosen for them. */
 static int check_image(const struct arguments *a, struct error *error)
 {
@@ -447,7 +476,7 @@ static int check_image(const struct arguments *a, struct error *error)
         return error_set(error, EINVAL, "Failed to open '': the name of the image is empty");
     if (a->pid_file && !*a->pid_file)
         return error_set(error, EINVAL, "Could not create '': the name of the pid file is empty");
-    return 0;
+    return a->snapshot ? check_snapshot(a->snapshot, error) : 0;
 }
 
 /* The oldstyle protocol is size and flags and nothing else. */

@@ -36,7 +36,8 @@ struct arguments {
     uint64_t idle_timeout;    /* seconds; 0: none */
     uint64_t address_limit;   /* clients of one address at a time; 0: no limit */
 
-    const char *format; /* NULL: probe */
+    const char *format;   /* NULL: probe */
+    const char *snapshot; /* of the image, that is exported; NULL: the disk as it is */
     bool read_only;
     bool allow_writers; /* raw: others may write to the image too */
     uint64_t offset;

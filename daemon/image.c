@@ -7,6 +7,7 @@
 
 #include "base/io.h"
 #include "blockcore/drivers.h"
+#include "blockcore/snapshot.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -53,6 +54,20 @@ static unsigned open_flags(const struct arguments *arguments)
     if (arguments->allow_writers)
         flags |= NODE_SHARE_WRITE;
     return flags;
+}
+
+/* Lets the disk, which is open read-only, be what it was. */
+static int load_snapshot(struct node *disk, const char *text, struct error *error)
+{
+    struct block_snapshot_choice choice;
+    int err = block_snapshot_choice_parse(text, &choice, error);
+
+    if (err == 0)
+        err = block_snapshot_load(disk, &choice, error);
+    block_snapshot_choice_fini(&choice);
+    if (err < 0)
+        error_prefix(error, "Failed to load snapshot: ");
+    return err;
 }
 
 /* Whether the disk is one for which the options make sense. */
@@ -105,7 +120,10 @@ int image_open(const struct block_context *context, const struct arguments *argu
         name_image(arguments->image, error);
         return err;
     }
-    err = check_disk(arguments, disk, error);
+    if (arguments->snapshot)
+        err = load_snapshot(disk, arguments->snapshot, error);
+    if (err == 0)
+        err = check_disk(arguments, disk, error);
     if (err < 0) {
         node_unref(disk);
         return err;

@@ -74,6 +74,7 @@ static void assert_same(const struct arguments *got, const struct arguments *wan
     assert_int_equal(got->idle_timeout, wanted->idle_timeout);
     assert_int_equal(got->address_limit, wanted->address_limit);
     assert_text(got->format, wanted->format);
+    assert_text(got->snapshot, wanted->snapshot);
     assert_int_equal(got->read_only, wanted->read_only);
     assert_int_equal(got->allow_writers, wanted->allow_writers);
     assert_int_equal(got->offset, wanted->offset);
@@ -135,6 +136,12 @@ static const struct good_row good_rows[] = {
     {"the last port", {"-p", "65535", "disk"}, {BASE, .port = "65535"}},
     {"clients without limit", {"-e", "0", "disk"}, {BASE, .shared = 0}},
     {"most clients", {"-e", "2147483647", "disk"}, {BASE, .shared = INT_MAX}},
+    {"a snapshot by any name",
+     {"-l", "before", "disk"},
+     {BASE, .snapshot = "before", .read_only = true}},
+    {"a snapshot by its number",
+     {"--load-snapshot=snapshot.id=1,snapshot.name=x", "disk"},
+     {BASE, .snapshot = "snapshot.id=1,snapshot.name=x", .read_only = true}},
     {"a hexadecimal offset", {"-o", "0x200", "disk"}, {BASE, .offset = 512}},
     {"an octal offset", {"-o", "01000", "disk"}, {BASE, .offset = 512}},
     {"the largest offset", {"-o", "9223372036854775807", "disk"}, {BASE, .offset = INT64_MAX}},
@@ -296,6 +303,11 @@ static const struct bad_row bad_rows[] = {
     {"a list and name", {"-L", "-x", "n"}, PER_DEVICE, false},
     {"a list and an empty name", {"-L", "-x", ""}, PER_DEVICE, false},
     {"a list and description", {"-L", "--description=d"}, PER_DEVICE, false},
+    {"a list and a snapshot", {"-L", "-l", "1"}, PER_DEVICE, false},
+    {"a choice of a snapshot that is none",
+     {"-l", "snapshot.nr=1", "disk"},
+     "Failed in parsing snapshot param `snapshot.nr=1'",
+     false},
     {"a list and offset", {"-L", "-o", "512"}, PER_DEVICE, false},
     {"a list and format", {"-L", "-f", "raw"}, PER_DEVICE, false},
     {"a list and -n", {"-L", "-n"}, PER_DEVICE, false},
