@@ -180,6 +180,8 @@ static int run(struct qcow2_check *c)
         err = block_flush(c->file);
     if (err == 0)
         err = qcow2_check_copied(c, &l1s[0]);
+    if (err == 0)
+        err = qcow2_check_complete_snapshots(c);
     if (err == 0 && c->check->fix)
         err = clear_marks(c);
     free(l1s);

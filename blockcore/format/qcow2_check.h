@@ -8,6 +8,7 @@
  *     qcow2_check_l2.c         references by L2 tables: data
  *     qcow2_check_refcounts.c  comparing and setting refcounts, copied bits
  *     qcow2_check_rebuild.c    a new refcount structure
+ *     qcow2_check_snapshots.c  a new snapshot table
  *     qcow2_counts.c           the counts
  *
  * First all metadata is counted, then data: so what an entry points to by mistake is known.  Every
@@ -16,8 +17,9 @@
  *
  * Order of repairs on disk: entries lose their references (a crash leaks), flush; refcounts are set
  * to what is counted, or a new refcount structure is written behind everything and then switched
- * to, flush; copied bits, flush; and when nothing is wrong any more, the header's dirty and corrupt
- * bits.  Cut off anywhere, a new repair starts over.
+ * to, flush; copied bits, flush; a new snapshot table, if need be, with a switch of its own; and
+ * when nothing is wrong any more, the header's dirty and corrupt bits.  Cut off anywhere, a new
+ * repair starts over.
  */
 #ifndef EVNBD_BLOCKCORE_FORMAT_QCOW2_CHECK_H
 #define EVNBD_BLOCKCORE_FORMAT_QCOW2_CHECK_H
@@ -48,6 +50,9 @@ struct qcow2_check {
     /* Of the result: what is repaired when the refcount structure is rebuilt. */
     uint64_t rebuild_corruptions, rebuild_leaks;
     uint64_t used_end; /* host clusters up to the last one in use */
+
+    uint64_t snapshots_length;     /* bytes of the snapshot table */
+    uint32_t snapshots_incomplete; /* its entries that are to be completed */
 };
 
 enum check_block {
@@ -120,6 +125,10 @@ check_l1_visit qcow2_check_count_data;
 /* Compares, and sets refcounts in place unless the whole structure is to be rebuilt. */
 int qcow2_check_refcounts(struct qcow2_check *c);
 int qcow2_check_copied(struct qcow2_check *c, const struct check_l1 *active);
+
+/* qcow2_check_snapshots.c */
+/* Completes the entries that were found incomplete, if everything else is right by now. */
+int qcow2_check_complete_snapshots(struct qcow2_check *c);
 
 /* qcow2_check_rebuild.c */
 int qcow2_check_rebuild(struct qcow2_check *c);

@@ -83,9 +83,13 @@ static int count_snapshot(struct qcow2_check *c, const uint8_t *entry, uint32_t 
         return 0;
     }
     /* Without it the size of the disk is not known. */
-    if (c->header->version >= 3 && get_be32(entry + 36) < 16)
-        qcow2_check_corruption(c, false, "the table entry of snapshot %" PRIu32 " is incomplete",
-                               index);
+    if (c->header->version >= 3 && get_be32(entry + 36) < 16) {
+        if (qcow2_check_fixes(c))
+            c->snapshots_incomplete++;
+        else
+            qcow2_check_corruption(c, false,
+                                   "the table entry of snapshot %" PRIu32 " is incomplete", index);
+    }
     err = count_table(c, l1.offset, l1.entries * 8, "L1 table of a snapshot");
     if (err == 0)
         *ret = l1;
@@ -115,6 +119,7 @@ static int count_snapshots(struct qcow2_check *c, struct check_l1 *l1s, size_t *
         err = count_snapshot(c, entry, i, &l1s[*count]);
         *count += l1s[*count].entries > 0;
     }
+    c->snapshots_length = offset - start;
     if (err == 0)
         err = count_table(c, start, offset - start, "snapshot table");
     return err < 0 ? err : 0;

@@ -274,6 +274,29 @@ def test_refused(t):
     refused(t, raw, "-f", "raw", "-l", "x", says=["Failed to load snapshot: .*raw"])
 
 
+@cases(0, 8, 15)
+def test_incomplete_entries(t, length):
+    """Entries that do not tell the size of the disk, as version 3 wants: a repair completes them."""
+    image, model = make(t, "cluster_size=4k"), bytearray(SIZE)
+    fill(image, model, random.Random(length))
+    qemu_img("snapshot", "-c", "first", image)
+    qemu_img("snapshot", "-c", "second", image)
+    before = [(row["id"], row["name"], row["date-nsec"]) for row in our_list(image)]
+    file = Qcow2File(image)
+    at = table_at(file)
+    for entry in (at, at + 72):  # 40 bytes, 24 of extra data, id and name
+        start = at if entry == at else at + (40 + length + 6 + 7) // 8 * 8
+        name = bytes(file.data[entry + 64:entry + 64 + 7])
+        file.data[start:start + 40 + length] = file.data[entry:entry + 40 + length]
+        struct.pack_into(">I", file.data, start + 36, length)
+        file.data[start + 40 + length:start + 40 + length + 7] = name
+    file.save(image)
+    equal(json.loads(run(TOOL, "check", image, status=2).stdout)["corruptions"], 2, "corruptions")
+    equal(json.loads(tool("repair", image, "all").stdout)["corruptions-fixed"], 2, "repaired")
+    equal([(row["id"], row["name"], row["date-nsec"]) for row in our_list(image)], before, "the list")
+    check_all(t, image, model, {"first": bytes(model), "second": bytes(model)})
+
+
 # What broken and hostile tables do: refused, nothing is changed (but for the corrupt bit).
 
 def l1_of_snapshot(file):

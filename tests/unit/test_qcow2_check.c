@@ -38,8 +38,11 @@ static struct trial trial;
 static void spoil(struct qcow2_image *image, uint64_t lost_at, uint64_t shared)
 {
     uint8_t *block = image->data + get_be64(image->data + get_be64(image->data + 48));
+    uint8_t *snapshot = image->data + get_be64(image->data + 64);
 
-    image->data[79] |= 2; /* marked corrupt */
+    image->data[79] |= 2;       /* marked corrupt */
+    put_be32(snapshot + 36, 0); /* no extra data */
+    memmove(snapshot + 40, snapshot + 56, 8);
     image->data[image->l1_offset] |=
         0x80; /* the copied bit, though the snapshot has the table, too */
     put_be64(image->data + lost_at, (UINT64_C(1) << 50) | UINT64_C(1) << 63);
@@ -121,6 +124,18 @@ static unsigned marks(void)
     return bits;
 }
 
+/* The snapshot's entry has all of its extra data, and its name. */
+static void assert_complete(void)
+{
+    size_t length;
+    uint8_t *data = stage_content(&length), *entry = data + get_be64(data + 64);
+
+    assert_true(get_be32(entry + 36) >= 16);
+    assert_int_equal(get_be64(entry + 48), sizeof(trial.disk));
+    assert_memory_equal(entry + 40 + get_be32(entry + 36), "1s1", 3);
+    free(data);
+}
+
 static void assert_repaired(void)
 {
     unsigned all = CHECK_FIX_LEAKS | CHECK_FIX_ERRORS;
@@ -129,6 +144,7 @@ static void assert_repaired(void)
     assert_int_equal(trial.check.result.corruptions, 0);
     assert_int_equal(trial.check.result.leaks, 0);
     stage_check(true);
+    assert_complete();
     assert_int_equal(marks(), 0);
     assert_int_equal(test_run(read_disk, NULL), 0);
 }
