@@ -30,6 +30,7 @@ HOMES = {
     r"valgrind/.*": ("base/coroutine_stack.c",),
     r"sanitizer/.*": ("base/coroutine_stack.c", "base/coroutine_stack.h", "base/coroutine.c",
                       "base/buffer.c"),
+    r"gnutls/.*": ("blockcore/cipher.c",) + tuple(tree((".c", ".h"), ("tls",))),
     r"zlib\.h": ("blockcore/codec.c",),
     r"zstd\.h": ("blockcore/codec.c",),
 }

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Credentials that follow their files.
+ *
+ * Looking whether files have changed costs a few system calls, which is nothing beside a handshake,
+ * and needs no watch that could miss how an editor or a mount has replaced them.
+ */
+#include "tls/credentials.h"
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "base/sys.h"
+#include "tls/material.h"
+#include "tls/priority.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+struct tls_credentials {
+    unsigned references;
+    struct tls_credentials_config config; /* owns its strings */
+    struct secret password;               /* where config.key_password points */
+    gnutls_priority_t priority;
+    struct tls_file files[TLS_FILES];
+    struct tls_material *material;
+};
+
+static time_t now(time_t *ret)
+{
+    time_t seconds = (time_t)(sys->realtime_ns() / INT64_C(1000000000));
+
+    if (ret)
+        *ret = seconds;
+    return seconds;
+}
+
+/* ---- Setting up ---- */
+
+static bool copy_string(const char **ret, const char *text)
+{
+    *ret = text ? strdup(text) : NULL;
+    return !text || *ret;
+}
+
+/* The process may change its directory before the files are read again. Links are left as they are.
+ */
+static bool copy_path(const char **ret, const char *path)
+{
+    char *here, *whole = NULL;
+
+    if (!path || path[0] == '/')
+        return copy_string(ret, path);
+    here = getcwd(NULL, 0);
+    if (here && asprintf(&whole, "%s/%s", here, path) < 0)
+        whole = NULL;
+    free(here);
+    *ret = whole;
+    return whole != NULL;
+}
+
+static bool copy_password(struct tls_credentials *c, const struct secret *password)
+{
+    if (!password)
+        return true;
+    c->password.data = malloc(password->length + 1);
+    if (!c->password.data)
+        return false;
+    memcpy(c->password.data, password->data, password->length);
+    c->password.data[password->length] = 0;
+    c->password.length = password->length;
+    c->config.key_password = &c->password;
+    return true;
+}
+
+static bool copy_config(struct tls_credentials *c, const struct tls_credentials_config *config)
+{
+    bool good = true;
+
+    c->config = *config;
+    c->config.key_password = NULL;
+    good &= copy_path(&c->config.dir, config->dir);
+    good &= copy_path(&c->config.psk_file, config->psk_file);
+    good &= copy_string(&c->config.priority, config->priority);
+    good &= copy_string(&c->config.username, config->username);
+    return good && copy_password(c, config->key_password);
+}
+
+static bool set_file(struct tls_credentials *c, int which, const char *name, const char *label,
+                     bool needed)
+{
+    struct tls_file *file = &c->files[which];
+
+    file->label = label;
+    file->needed = needed;
+    file->secret = which == TLS_FILE_KEY || which == TLS_FILE_PSK;
+    if (!c->config.dir)
+        return (file->path = strdup(name)) != NULL;
+    if (asprintf(&file->path, "%s/%s", c->config.dir, name) < 0)
+        file->path = NULL;
+    return file->path != NULL;
+}
+
+static bool set_x509_files(struct tls_credentials *c)
+{
+    bool server = c->config.endpoint == TLS_SERVER, good = true;
+
+    good &= set_file(c, TLS_FILE_CA, "ca-cert.pem", "the CA certificate", c->config.verify_peer);
+    good &= set_file(c, TLS_FILE_CRL, "ca-crl.pem", "the revocation list", false);
+    good &= set_file(c, TLS_FILE_CERTIFICATE, server ? "server-cert.pem" : "client-cert.pem",
+                     "the certificate", server);
+    good &= set_file(c, TLS_FILE_KEY, server ? "server-key.pem" : "client-key.pem",
+                     "the private key", server);
+    return good;
+}
+
+static bool set_files(struct tls_credentials *c)
+{
+    if (c->config.kind == TLS_X509)
+        return set_x509_files(c);
+    if (c->config.kind == TLS_ANON)
+        return true;
+    if (!c->config.psk_file)
+        return set_file(c, TLS_FILE_PSK, "keys.psk", "the pre-shared keys", true);
+    free((void *)(uintptr_t)c->config.dir);
+    c->config.dir = NULL;
+    return set_file(c, TLS_FILE_PSK, c->config.psk_file, "the pre-shared keys", true);
+}
+
+static int check_config(const struct tls_credentials_config *config, struct error *error)
+{
+    if (config->kind == TLS_X509 && !config->dir)
+        return error_set(error, EINVAL,
+                         "TLS certificates need the directory that holds them ('dir')");
+    if (config->kind == TLS_PSK && !config->dir && !config->psk_file)
+        return error_set(error, EINVAL,
+                         "TLS with pre-shared keys needs the directory of keys.psk ('dir')");
+    return 0;
+}
+
+static int set_priority(struct tls_credentials *c, struct error *error)
+{
+    const char *text = c->config.priority ? c->config.priority : tls_priority(c->config.kind);
+    const char *at = NULL;
+    int r = gnutls_priority_init(&c->priority, text, &at);
+
+    if (r == 0)
+        return 0;
+    c->priority = NULL;
+    return error_set(error, EINVAL, "Unable to set TLS session priority '%s': %s at '%s'", text,
+                     gnutls_strerror(r), at ? at : text);
+}
+
+static int set_up(struct tls_credentials *c, const struct tls_credentials_config *config,
+                  struct error *error)
+{
+    int err = check_config(config, error);
+
+    if (err < 0)
+        return err;
+    if (!copy_config(c, config) || !set_files(c))
+        return error_set_errno(error, ENOMEM, "Could not make TLS credentials");
+    err = set_priority(c, error);
+    if (err < 0)
+        return err;
+    return tls_material_new(&c->config, c->files, &c->material, error);
+}
+
+int tls_credentials_new(const struct tls_credentials_config *config, struct tls_credentials **ret,
+                        struct error *error)
+{
+    struct tls_credentials *c = calloc(1, sizeof(*c));
+    int err;
+
+    if (!c)
+        return error_set_errno(error, ENOMEM, "Could not make TLS credentials");
+    c->references = 1;
+    gnutls_global_set_time_function(now);
+    err = set_up(c, config, error);
+    if (err < 0)
+        tls_credentials_unref(c);
+    else
+        *ret = c;
+    return err;
+}
+
+struct tls_credentials *tls_credentials_ref(struct tls_credentials *credentials)
+{
+    credentials->references++;
+    return credentials;
+}
+
+void tls_credentials_unref(struct tls_credentials *credentials)
+{
+    struct tls_credentials *c = credentials;
+
+    if (!c || --c->references > 0)
+        return;
+    tls_material_unref(c->material);
+    if (c->priority)
+        gnutls_priority_deinit(c->priority);
+    for (int i = 0; i < TLS_FILES; i++)
+        free(c->files[i].path);
+    free((void *)(uintptr_t)c->config.dir);
+    free((void *)(uintptr_t)c->config.psk_file);
+    free((void *)(uintptr_t)c->config.priority);
+    free((void *)(uintptr_t)c->config.username);
+    secret_wipe(c->password.data, c->password.length);
+    free(c->password.data);
+    free(c);
+}
+
+/* ---- Following the files ---- */
+
+static bool files_changed(const struct tls_credentials *c)
+{
+    for (int i = 0; i < TLS_FILES; i++) {
+        if (c->files[i].path && tls_file_changed(&c->files[i]))
+            return true;
+    }
+    return false;
+}
+
+/* Each change is tried once: all stamps are taken before, also of what is not come to. */
+static void read_again(struct tls_credentials *c)
+{
+    const char *where = c->config.psk_file ? c->config.psk_file : c->config.dir;
+    struct tls_material *fresh;
+    struct error error = {""};
+
+    for (int i = 0; i < TLS_FILES; i++) {
+        if (c->files[i].path)
+            tls_file_restamp(&c->files[i]);
+    }
+    if (tls_material_new(&c->config, c->files, &fresh, &error) < 0) {
+        log_error("the TLS credentials in '%s' have changed and cannot be used, going on with "
+                  "those from before: %s",
+                  where, error.text);
+        return;
+    }
+    tls_material_unref(c->material);
+    c->material = fresh;
+    log_info("the TLS credentials in '%s' have changed; new clients get the new ones", where);
+}
+
+struct tls_material *tls_credentials_material(struct tls_credentials *credentials)
+{
+    if (files_changed(credentials))
+        read_again(credentials);
+    return tls_material_ref(credentials->material);
+}
+
+const struct tls_credentials_config *
+tls_credentials_config(const struct tls_credentials *credentials)
+{
+    return &credentials->config;
+}
+
+gnutls_priority_t tls_credentials_priority(const struct tls_credentials *credentials)
+{
+    return credentials->priority;
+}
+
+enum tls_kind tls_credentials_kind(const struct tls_credentials *credentials)
+{
+    return credentials->config.kind;
+}
+
+enum tls_endpoint tls_credentials_endpoint(const struct tls_credentials *credentials)
+{
+    return credentials->config.endpoint;
+}

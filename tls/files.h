@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Files of credentials: read as a whole, and looked at again to see whether they have changed.
+ * Inside of tls/.
+ */
+#ifndef EVNBD_TLS_FILES_H
+#define EVNBD_TLS_FILES_H
+
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Longest file of credentials, in bytes. */
+#define TLS_FILE_BYTES_MAX (1 << 20)
+
+/* What tells one state of a file from another; all zeroes: there is no file that can be opened. */
+struct tls_stamp {
+    uint64_t device, inode, size;
+    int64_t modified_ns, changed_ns;
+};
+
+struct tls_file {
+    char *path;        /* NULL: not used */
+    const char *label; /* what messages call it: "the CA certificate" */
+    bool needed;       /* else it may be missing */
+    bool secret;       /* others should not be able to read it */
+    struct tls_stamp stamp;
+    uint8_t *data; /* NULL: there is none */
+    size_t length;
+};
+
+/* Reads the file and takes its stamp. Negative errno with a sentence; then it has no data. */
+int tls_file_read(struct tls_file *file, struct error *error);
+/* Whether the file is in another state than the stamp tells. */
+bool tls_file_changed(const struct tls_file *file);
+/* Takes the stamp of the file as it is now. */
+void tls_file_restamp(struct tls_file *file);
+/* Wipes and frees the data. */
+void tls_file_drop(struct tls_file *file);
+
+#endif

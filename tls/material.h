@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Credentials as GnuTLS has them: one state of the files, shared by the sessions that began with
+ * it.  Inside of tls/.
+ */
+#ifndef EVNBD_TLS_MATERIAL_H
+#define EVNBD_TLS_MATERIAL_H
+
+#include "tls/credentials.h"
+#include "tls/files.h"
+#include "tls/psk_table.h"
+
+#include <gnutls/gnutls.h>
+
+enum { TLS_FILE_CA, TLS_FILE_CRL, TLS_FILE_CERTIFICATE, TLS_FILE_KEY, TLS_FILE_PSK, TLS_FILES };
+
+struct tls_material {
+    unsigned references;
+    gnutls_credentials_type_t type;
+    void *gnutls; /* the credentials of that type */
+    enum tls_endpoint endpoint;
+    struct psk_table keys; /* PSK server */
+};
+
+/* Reads the files, which keep their stamps and drop their data. One reference. */
+int tls_material_new(const struct tls_credentials_config *config, struct tls_file *files,
+                     struct tls_material **ret, struct error *error);
+struct tls_material *tls_material_ref(struct tls_material *material);
+void tls_material_unref(struct tls_material *material); /* NULL is fine */
+
+/* credentials.c: the newest good state of the files, with a reference for the caller. */
+struct tls_material *tls_credentials_material(struct tls_credentials *credentials);
+const struct tls_credentials_config *
+tls_credentials_config(const struct tls_credentials *credentials);
+gnutls_priority_t tls_credentials_priority(const struct tls_credentials *credentials);
+
+/* certificate_check.c: what peers would refuse in these certificates (PEM; `ca` may be empty). */
+int tls_certificates_check(enum tls_endpoint endpoint, const struct tls_file *certificate,
+                           const struct tls_file *ca, struct error *error);
+
+#endif
