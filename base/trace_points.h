@@ -3,6 +3,7 @@
 TRACE_POINT(nbd_accept, "a client was accepted")
 TRACE_POINT(nbd_option, "an option of the handshake was received")
 TRACE_POINT(nbd_option_reply, "a reply to an option was queued")
+TRACE_POINT(nbd_tls, "a TLS handshake was finished")
 TRACE_POINT(nbd_request, "a request was received")
 TRACE_POINT(nbd_reply, "a reply was queued")
 TRACE_POINT(nbd_close, "a connection was closed, with its reason")

@@ -38,6 +38,7 @@ void nbd_connection_owner_init(struct nbd_connection_owner *owner,
 {
     *owner = (struct nbd_connection_owner){.exports = exports};
     nbd_memory_init(&owner->memory);
+    nbd_connection_starttls_init(owner);
     list_init(&owner->free_jobs);
     log_limit_init(&owner->log_entered, LOG_LEVEL_INFO, "clients that connected");
     log_limit_init(&owner->log_left, LOG_LEVEL_INFO, "clients that left");
@@ -219,8 +220,9 @@ static void enter_transmission(struct nbd_connection *c)
     c->session = session;
     reactor_timer_stop(&c->deadline);
     start_idle(c);
-    log_limited(&c->owner->log_entered, "client %s: connected to export '%s'%s", c->peer,
-                chosen->name, chosen->read_only ? " (read-only)" : "");
+    log_limited(&c->owner->log_entered, "client %s: connected to export '%s'%s%s%s", c->peer,
+                chosen->name, chosen->read_only ? " (read-only)" : "", c->tls_text[0] ? ", " : "",
+                c->tls_text);
     c->owner->entered(c->owner, c);
 }
 
@@ -349,6 +351,7 @@ static void finish(struct nbd_connection *c)
     reactor_timer_stop(&c->deadline);
     reactor_timer_stop(&c->stall);
     reactor_timer_stop(&c->idle);
+    reactor_timer_stop(&c->tls_rest);
     close_stream(c);
     nbd_share_fini(&c->share);
     reactor_defer_cancel(&c->turn);
@@ -382,7 +385,7 @@ static void settle(struct nbd_connection *c)
     if (!c->stream)
         return;
     if (!c->input_closed && !c->paused)
-        wanted |= REACTOR_READ;
+        wanted |= c->tls_wait ? c->tls_wait : REACTOR_READ;
     if (c->out.blocked)
         wanted |= REACTOR_WRITE;
     if (wanted == c->watched)
@@ -396,7 +399,7 @@ static void on_turn(struct reactor_deferred *deferred)
     struct nbd_connection *c = container_of(deferred, struct nbd_connection, turn);
 
     nbd_connection_flush(c);
-    if (c->paused) {
+    if (c->paused || nbd_connection_in_starttls(c)) {
         nbd_connection_receive(c);
         nbd_connection_flush(c);
     }
@@ -411,7 +414,7 @@ static void on_ready(void *arg, unsigned events)
         c->out.blocked = false;
         reactor_defer(&c->turn);
     }
-    if (events & REACTOR_READ && !c->paused)
+    if (events & (c->tls_wait ? c->tls_wait : REACTOR_READ) && !c->paused)
         nbd_connection_receive(c);
     settle(c);
 }
@@ -425,6 +428,13 @@ void nbd_connection_stop(struct nbd_connection *c)
     reactor_defer(&c->turn);
 }
 
+static enum nbd_tls_mode tls_mode(const struct nbd_tls *tls)
+{
+    if (!tls)
+        return NBD_TLS_OFF;
+    return tls->required ? NBD_TLS_REQUIRED : NBD_TLS_ALLOWED;
+}
+
 static bool begin(struct nbd_connection *c, struct stream *stream)
 {
     c->watch = reactor_fd_new(stream->fd, REACTOR_READ, on_ready, c);
@@ -432,7 +442,9 @@ static bool begin(struct nbd_connection *c, struct stream *stream)
         return false;
     c->stream = stream;
     c->watched = REACTOR_READ;
-    nbd_handshake_init(c->handshake, c->owner->exports, c->owner->oldstyle);
+    /* The oldstyle has no TLS, and what requires TLS must not be had by it. */
+    nbd_handshake_init(c->handshake, c->owner->exports, c->owner->oldstyle && !c->owner->tls);
+    c->handshake->tls = tls_mode(c->owner->tls);
     start_deadline(c);
     if (c->owner->oldstyle && origin_is_full(c))
         nbd_connection_end_input(c, "%s", origin_full);

@@ -4,6 +4,7 @@
  *
  *   connection.c  life: handshake, sending, time limits, the end
  *   receive.c     bytes from the stream to whole messages
+ *   starttls.c    the TLS handshake
  *   transfer.c    requests from the wire to their start
  *   reply.c       replies, see reply.h
  *   job.c         requests that wait, each in a coroutine, see job.h
@@ -16,8 +17,10 @@
 #include "base/stream.h"
 #include "nbd/handshake.h"
 #include "nbd/memory.h"
+#include "nbd/pace.h"
 #include "nbd/sendq.h"
 #include "nbd/server.h"
+#include "nbd/tls.h"
 
 /* One receive takes at most this much beyond a payload that is on its way. */
 #define NBD_RECEIVE_BYTES (256 * 1024)
@@ -46,6 +49,9 @@ struct nbd_origin;
 struct nbd_connection_owner {
     const struct nbd_exports *exports;
     bool oldstyle;
+    const struct nbd_tls *tls;   /* NULL: off */
+    uint64_t tls_turn;           /* in which the last step of a TLS handshake was made */
+    struct nbd_pace tls_pace;    /* of these steps */
     int64_t handshake_limit_ns;  /* 0: none */
     int64_t idle_limit_ns;       /* 0: none */
     unsigned connections_of_one; /* clients of one origin; 0: no limit */
@@ -79,8 +85,9 @@ struct nbd_connection {
     struct reactor_deferred destroy;
     struct reactor_timer deadline; /* of the handshake */
     struct reactor_timer stall;
-    struct co_mutex status_mutex; /* one BLOCK_STATUS at a time */
-    struct co_queue output_room;  /* who waits until the output is not full any more */
+    struct reactor_timer tls_rest; /* until a step of the TLS handshake may be made */
+    struct co_mutex status_mutex;  /* one BLOCK_STATUS at a time */
+    struct co_queue output_room;   /* who waits until the output is not full any more */
     struct reactor_timer idle;
     int64_t active_ns;         /* with an idle limit: when something was last received or sent */
     int64_t since_ns;          /* when it connected */
@@ -94,6 +101,7 @@ struct nbd_connection {
 
     struct nbd_kept kept;
     struct nbd_job *receiving; /* the WRITE whose payload is on its way; then nothing is kept */
+    unsigned tls_wait;         /* in a TLS handshake: the events that it waits for; else 0 */
     uint64_t discard;          /* bytes of a refused payload still to come */
     unsigned running;          /* jobs, the receiving one included */
     unsigned turn_requests;    /* left of this turn's shares */
@@ -107,6 +115,7 @@ struct nbd_connection {
     bool input_closed; /* nothing more is read */
     bool dead;         /* nothing more is sent either */
 
+    char tls_text[192];            /* who it is and how the session is protected; "" without TLS */
     uint64_t operations, failures; /* requests; those that were answered with an error */
     uint64_t bytes_read, bytes_written;
     char reason[256]; /* why it ended; "" while it has not, or for a client that just left */
@@ -153,6 +162,11 @@ void nbd_connection_drop_input(struct nbd_connection *c);
 
 /* connection.c: takes handshake messages. Returns the bytes used. */
 size_t nbd_connection_negotiate(struct nbd_connection *c, const uint8_t *data, size_t length);
+
+void nbd_connection_starttls_init(struct nbd_connection_owner *owner);
+/* starttls.c: whether bytes belong to TLS's handshake; and goes on with it. */
+bool nbd_connection_in_starttls(const struct nbd_connection *c);
+void nbd_connection_starttls(struct nbd_connection *c);
 
 /* transfer.c: takes whole requests (and the payload that is there). Returns the bytes used. */
 size_t nbd_transfer_input(struct nbd_connection *c, const uint8_t *data, size_t length);

@@ -23,6 +23,7 @@ struct nbd_export {
     uint16_t flags;                                 /* NBD_FLAG_* of transmission */
     uint32_t block_min, block_preferred, block_max; /* bytes; NBD protocol, "Size constraints" */
     bool read_only;
+    bool needs_tls;           /* without TLS it is not listed and nobody enters it */
     bool detect_zeroes;       /* writes of zeroes become zeroing */
     bool detect_zeroes_unmap; /* ... and may unmap */
     bool write_through;       /* every write is followed by a flush */

@@ -139,6 +139,11 @@ static void close_if_no_memory(struct nbd_handshake *hs)
         close_session(hs, "out of memory while answering the handshake");
 }
 
+static bool lacks_tls(const struct nbd_handshake *hs, const struct nbd_export *e)
+{
+    return !hs->secure && (e->needs_tls || hs->tls == NBD_TLS_REQUIRED);
+}
+
 /* Whether this client may enter the export now; if not, `why` says why. */
 static bool may_enter(const struct nbd_handshake *hs, const struct nbd_export *e, char *why,
                       size_t why_size)
@@ -160,6 +165,9 @@ static void begin_oldstyle(struct nbd_handshake *hs)
     hs->chosen = nbd_exports_find(hs->exports, "", 0);
     if (!hs->chosen)
         close_session(hs, "there is no default export, which the oldstyle handshake needs");
+    else if (lacks_tls(hs, hs->chosen))
+        close_session(hs, "the default export is served over TLS only, which the oldstyle "
+                          "handshake does not have");
     else if (!may_enter(hs, hs->chosen, why, sizeof(why)))
         close_session(hs, "%s", why);
     else
@@ -219,7 +227,12 @@ static struct nbd_export *find_export(struct nbd_handshake *hs, const uint8_t *n
     else if (!found)
         snprintf(why, why_size, "there is no export '%s'",
                  error_escape(echo, sizeof(echo), name, length));
-    return found;
+    if (!found || !lacks_tls(hs, found))
+        return found;
+    *ret_type = NBD_REP_ERR_TLS_REQD;
+    snprintf(why, why_size, "export '%s' is served over TLS only; begin with STARTTLS",
+             error_escape(echo, sizeof(echo), name, length));
+    return NULL;
 }
 
 struct nbd_export *nbd_option_export(struct nbd_handshake *hs, uint32_t option, const uint8_t *name,
@@ -285,11 +298,14 @@ static void continue_list(struct nbd_handshake *hs)
 
     list_for_each(it, &hs->exports->list)
     {
+        const struct nbd_export *e = list_entry(it, struct nbd_export, link);
+
         if (index++ < hs->listed)
             continue;
         if (hs->output.length >= OUTPUT_PAUSE)
             return;
-        reply_listed(hs, list_entry(it, struct nbd_export, link));
+        if (!lacks_tls(hs, e))
+            reply_listed(hs, e);
         hs->listed = index;
     }
     hs->listing = false;
@@ -406,15 +422,35 @@ static void handle_mode(struct nbd_handshake *hs, struct nbd_option_message *opt
     }
 }
 
-static void handle_refused(struct nbd_handshake *hs, struct nbd_option_message *option)
+static void handle_starttls(struct nbd_handshake *hs, struct nbd_option_message *option)
 {
-    if (option->number == NBD_OPT_STARTTLS)
+    if (hs->tls == NBD_TLS_OFF) {
         nbd_option_error(hs, option->number, NBD_REP_ERR_POLICY,
                          "this server was started without TLS credentials; connect without TLS");
-    else
-        nbd_option_error(hs, option->number, NBD_REP_ERR_UNSUP,
-                         "this server does not support option %" PRIu32 " (%s)", option->number,
-                         nbd_option_name(option->number));
+    } else if (option->length > 0) {
+        nbd_option_error(hs, option->number, NBD_REP_ERR_INVALID,
+                         "STARTTLS takes no data, but came with %" PRIu32 " bytes", option->length);
+    } else if (hs->secure) {
+        nbd_option_error(hs, option->number, NBD_REP_ERR_INVALID,
+                         "this connection is inside of TLS already");
+    } else {
+        nbd_option_ack(hs, option->number);
+        hs->state = NBD_HANDSHAKE_STARTTLS;
+    }
+}
+
+void nbd_handshake_secured(struct nbd_handshake *hs)
+{
+    nbd_session_reset(&hs->session);
+    hs->secure = true;
+    hs->state = NBD_HANDSHAKE_OPTIONS;
+}
+
+static void handle_refused(struct nbd_handshake *hs, struct nbd_option_message *option)
+{
+    nbd_option_error(hs, option->number, NBD_REP_ERR_UNSUP,
+                     "this server does not support option %" PRIu32 " (%s)", option->number,
+                     nbd_option_name(option->number));
 }
 
 static void handle_option(struct nbd_handshake *hs, struct nbd_option_message *option)
@@ -433,6 +469,9 @@ static void handle_option(struct nbd_handshake *hs, struct nbd_option_message *o
     case NBD_OPT_GO:
         handle_go(hs, option);
         break;
+    case NBD_OPT_STARTTLS:
+        handle_starttls(hs, option);
+        break;
     case NBD_OPT_STRUCTURED_REPLY:
         handle_mode(hs, option, NBD_MODE_STRUCTURED);
         break;
@@ -446,6 +485,16 @@ static void handle_option(struct nbd_handshake *hs, struct nbd_option_message *o
     default:
         handle_refused(hs, option);
     }
+}
+
+/* EXPORT_NAME has no error replies. */
+static void refuse_option(struct nbd_handshake *hs, const struct nbd_option_message *option,
+                          uint32_t type, const char *why)
+{
+    if (option->number == NBD_OPT_EXPORT_NAME)
+        close_session(hs, "%s", why);
+    else
+        nbd_option_error(hs, option->number, type, "%s", why);
 }
 
 /* Whether this option may be handled at all; if not, it has been answered or the session closed. */
@@ -462,12 +511,15 @@ static bool admit_option(struct nbd_handshake *hs, const struct nbd_option_messa
                       option->number, nbd_option_name(option->number));
         return false;
     }
-    if (!hs->shutting_down || option->number == NBD_OPT_ABORT)
+    if (option->number == NBD_OPT_ABORT)
         return true;
-    if (option->number == NBD_OPT_EXPORT_NAME)
-        close_session(hs, "the server is shutting down");
+    if (hs->shutting_down)
+        refuse_option(hs, option, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
+    else if (hs->tls == NBD_TLS_REQUIRED && !hs->secure && option->number != NBD_OPT_STARTTLS)
+        refuse_option(hs, option, NBD_REP_ERR_TLS_REQD,
+                      "this server talks to clients inside of TLS only; begin with STARTTLS");
     else
-        nbd_option_error(hs, option->number, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
+        return true;
     return false;
 }
 
@@ -535,5 +587,8 @@ size_t nbd_handshake_input(struct nbd_handshake *hs, const void *data, size_t le
             break;
         used += n;
     }
+    /* Anybody on the way could have put it there, to be taken for what was said inside of TLS. */
+    if (hs->state == NBD_HANDSHAKE_STARTTLS && used < length)
+        close_session(hs, "%zu bytes came behind STARTTLS before TLS was agreed on", length - used);
     return used;
 }

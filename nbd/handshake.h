@@ -27,8 +27,16 @@ void nbd_output_free(struct nbd_output *output);
 enum nbd_handshake_state {
     NBD_HANDSHAKE_CLIENT_FLAGS, /* the greeting was sent */
     NBD_HANDSHAKE_OPTIONS,
-    NBD_HANDSHAKE_DONE,   /* transmission begins with the next byte */
-    NBD_HANDSHAKE_CLOSED, /* send what is in the output, then close; `reason` says why */
+    NBD_HANDSHAKE_STARTTLS, /* the next byte belongs to TLS; nbd_handshake_secured() goes on */
+    NBD_HANDSHAKE_DONE,     /* transmission begins with the next byte */
+    NBD_HANDSHAKE_CLOSED,   /* send what is in the output, then close; `reason` says why */
+};
+
+/* What the server does about TLS. */
+enum nbd_tls_mode {
+    NBD_TLS_OFF,
+    NBD_TLS_ALLOWED,  /* offered; an export may need it (struct nbd_export, needs_tls) */
+    NBD_TLS_REQUIRED, /* before TLS nothing is answered but STARTTLS and ABORT */
 };
 
 struct nbd_handshake {
@@ -37,6 +45,8 @@ struct nbd_handshake {
     bool oldstyle;              /* serve the default export without options */
     bool no_zeroes;             /* negotiated */
     bool fixed;                 /* the client set NBD_FLAG_C_FIXED_NEWSTYLE */
+    enum nbd_tls_mode tls;      /* set by the caller after nbd_handshake_init() */
+    bool secure;                /* this is inside of TLS */
     bool shutting_down;         /* answer options with ERR_SHUTDOWN */
     const char *refusal;        /* why this client may enter no export now, NULL: it may */
     unsigned options;           /* handled so far */
@@ -55,11 +65,17 @@ void nbd_handshake_init(struct nbd_handshake *hs, const struct nbd_exports *expo
 void nbd_handshake_fini(struct nbd_handshake *hs);
 
 /*
+ * After STARTTLS, when TLS is established: goes on with options.  Nothing that was negotiated
+ * before is known any more: somebody else than this client may have said it.
+ */
+void nbd_handshake_secured(struct nbd_handshake *hs);
+
+/*
  * Takes whole messages from the `length` bytes at `data`, appends to hs->output, and returns how
- * many bytes were used; the caller offers the rest again when more has come.  Stops at DONE and
- * CLOSED. An incomplete message is at most NBD_OPTION_HEADER_BYTES + NBD_OPTION_BYTES_MAX bytes.
- * When the output has got long it stops too; with `listing` set it wants to go on even without more
- * bytes, when the output has been taken away.
+ * many bytes were used; the caller offers the rest again when more has come.  Stops at DONE,
+ * STARTTLS and CLOSED. An incomplete message is at most NBD_OPTION_HEADER_BYTES +
+ * NBD_OPTION_BYTES_MAX bytes. When the output has got long it stops too; with `listing` set it
+ * wants to go on even without more bytes, when the output has been taken away.
  */
 size_t nbd_handshake_input(struct nbd_handshake *hs, const void *data, size_t length);
 

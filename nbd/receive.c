@@ -59,7 +59,7 @@ void nbd_connection_drop_input(struct nbd_connection *c)
 
 static bool may_go_on(const struct nbd_connection *c)
 {
-    return !c->input_closed && !c->paused;
+    return !c->input_closed && !c->paused && !nbd_connection_in_starttls(c);
 }
 
 /* Handles the whole messages in `data`, as far as the limits allow. Returns the bytes used. */
@@ -153,6 +153,10 @@ static bool receive_once(struct nbd_connection *c, uint8_t *scratch)
     c->drained = n == -EAGAIN || (n > 0 && (size_t)n < asked);
     if (n == -EAGAIN)
         return false;
+    if (n == -ECONNABORTED) {
+        nbd_connection_cut(c, "the client ended without closing its TLS session");
+        return false;
+    }
     if (n < 0) {
         nbd_connection_cut(c, "cannot receive from the client: %s", strerror((int)-n));
         return false;
@@ -182,6 +186,10 @@ void nbd_connection_receive(struct nbd_connection *c)
     if (c->input_closed)
         return;
     c->paused = false;
+    if (nbd_connection_in_starttls(c)) {
+        nbd_connection_starttls(c);
+        return;
+    }
     c->turn_requests = NBD_TURN_REQUESTS;
     c->turn_bytes = NBD_TURN_BYTES;
     if (c->handshake && c->handshake->listing)

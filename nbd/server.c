@@ -446,6 +446,7 @@ struct nbd_server *nbd_server_new(const struct nbd_server_config *config,
         return NULL;
     nbd_connection_owner_init(&server->owner, exports);
     server->owner.oldstyle = config->oldstyle;
+    server->owner.tls = config->tls;
     server->owner.handshake_limit_ns = config->handshake_limit_ns;
     server->owner.idle_limit_ns = config->idle_limit_ns;
     server->owner.connections_of_one = config->connections_of_one;

@@ -14,8 +14,11 @@
 #define NBD_CONNECTION_BYTES_MAX (UINT64_C(64) << 20)
 #define NBD_SERVER_BYTES_MAX (UINT64_C(256) << 20)
 
+struct nbd_tls;
+
 struct nbd_server_config {
     bool oldstyle;
+    const struct nbd_tls *tls;   /* NULL: off; not with oldstyle, which could not require it */
     unsigned connections_max;    /* clients served at a time; 0: no limit */
     unsigned connections_of_one; /* ... from one origin (nbd/origin.h), which may not enter beyond
                                     that; 0: no limit */

@@ -64,6 +64,8 @@ static void print_end(const struct server_session *s, FILE *out)
     static const char *const modes[] = {"simple", "structured", "extended"};
     const struct nbd_session *session = &s->hs.session;
 
+    if (s->hs.state == NBD_HANDSHAKE_STARTTLS)
+        fputs(" -> TLS", out);
     if (s->hs.state == NBD_HANDSHAKE_CLOSED)
         fprintf(out, " -> closed%s", s->hs.reason.text[0] ? "" : " quietly");
     if (s->hs.state != NBD_HANDSHAKE_DONE)
@@ -74,8 +76,7 @@ static void print_end(const struct server_session *s, FILE *out)
                 nbd_session_contexts(session, s->hs.chosen));
 }
 
-/* What was said, and where it has led. */
-static char *result_of(const struct server_session *s, bool oldstyle)
+char *server_session_result(const struct server_session *s, bool oldstyle)
 {
     char *text = transcript_of(s->said.data, s->said.length, oldstyle), *result;
     size_t length;
@@ -98,12 +99,13 @@ static void replay(const struct nbd_exports *exports, const struct dialogue *d,
     char *text;
 
     server_session_init(&s, exports, d->oldstyle, d->stopping);
+    s.hs.tls = d->tls;
     for (size_t at = 0, end = cut; at < m->length; at = end, end += step ? step : m->length) {
         if (end > m->length)
             end = m->length;
         server_session_feed(&s, m->data + at, end - at);
     }
-    text = result_of(&s, d->oldstyle);
+    text = server_session_result(&s, d->oldstyle);
     assert_string_equal(text, d->server);
     free(text);
     server_session_fini(&s);

@@ -5,6 +5,7 @@
  *
  *    -> transmission NAME, N left           N bytes behind the handshake were not used
  *    ... left, structured 0x3               in another mode, or with contexts: mode, their set
+ *    -> TLS                                 the next byte belongs to it
  *    -> closed                              with a reason for the log
  *    -> closed quietly                      without one
  */
@@ -29,7 +30,11 @@ struct dialogue {
     const char *client; /* script */
     const char *server; /* transcript, and where it leads */
     bool oldstyle, stopping, no_default;
+    enum nbd_tls_mode tls;
 };
+
+/* What was said, and where it has led; freed by the caller. */
+char *server_session_result(const struct server_session *s, bool oldstyle);
 
 /*
  * Replays each whole, byte by byte, and cut in two at every place; the server must say the same in

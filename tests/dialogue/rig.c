@@ -79,6 +79,7 @@ void rig_init(struct rig *rig, const struct rig_options *options)
         options = &defaults;
     read_only = options->read_only || options->layer;
     config.oldstyle = options->oldstyle;
+    config.tls = options->tls;
     config.connections_max = options->connections_max;
     config.connections_of_one = options->connections_of_one;
     config.idle_limit_ns = options->idle_limit_ns;

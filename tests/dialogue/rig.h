@@ -43,6 +43,7 @@ struct rig_options {
     bool allocation_depth; /* is offered */
     struct layer *layer;   /* what is served instead of the disk; read-only */
     const char *bitmap;    /* of the layer, is offered */
+    const struct nbd_tls *tls;
 };
 
 /* Starts the loop and the server. `options` NULL: a writable disk of 1 MiB. */

@@ -7,6 +7,9 @@
  * server knows, with their lengths right unless the program says otherwise, so that it comes deep
  * into a session with few bytes.
  *
+ * With TLS allowed or required, what follows an acknowledged STARTTLS is either pipelined, which
+ * must end the session, or (WAITS_FOR_TLS) comes as if out of a TLS session.
+ *
  * Besides not crashing: what the server says can be read by an independent reader, and is, with
  * what the session has come to, the same however the bytes arrive.
  */
@@ -23,7 +26,15 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { OLDSTYLE = 1, STOPPING = 2, NO_DEFAULT = 4, PROGRAM = 8 };
+enum {
+    OLDSTYLE = 1,
+    STOPPING = 2,
+    NO_DEFAULT = 4,
+    PROGRAM = 8,
+    TLS_ALLOWED = 16, /* and the export "disk" needs it */
+    TLS_REQUIRED = 32,
+    WAITS_FOR_TLS = 64, /* the client sends what is inside of TLS after STARTTLS was acknowledged */
+};
 
 static char disk_name[] = "disk", disk_text[] = "a disk", cd_name[] = "cd";
 
@@ -84,6 +95,50 @@ static void require_session(const struct nbd_handshake *hs)
     require(session->selected == 0 ||
             !(session->selected & ~nbd_context_all(session->selected_of)));
     require(!(hs->oldstyle || hs->shutting_down) || session->mode == NBD_MODE_SIMPLE);
+    require(hs->secure || hs->tls != NBD_TLS_REQUIRED ||
+            (session->mode == NBD_MODE_SIMPLE && hs->state != NBD_HANDSHAKE_DONE));
+    require(hs->secure || hs->state != NBD_HANDSHAKE_DONE || !hs->chosen->needs_tls);
+    require(!hs->secure || hs->tls != NBD_TLS_OFF);
+}
+
+/* STARTTLS was the last that came, and TLS is agreed on now. */
+static void enter_tls(struct nbd_handshake *hs)
+{
+    require_session(hs);
+    nbd_handshake_secured(hs);
+    require(hs->session.mode == NBD_MODE_SIMPLE && hs->session.selected == 0);
+}
+
+/* The end of the first STARTTLS that ends behind `at`, up to `end`, wherever it begins. */
+static size_t after_starttls(const uint8_t *data, size_t at, size_t end)
+{
+    static const uint8_t starttls[] = {'I', 'H', 'A', 'V', 'E', 'O', 'P', 'T',
+                                       0,   0,   0,   5,   0,   0,   0,   0};
+    size_t from = at < sizeof(starttls) ? 0 : at - sizeof(starttls) + 1;
+    const uint8_t *found = memmem(data + from, end - from, starttls, sizeof(starttls));
+
+    return found ? (size_t)(found - data) + sizeof(starttls) : end;
+}
+
+/* Offers what comes up to `end`, in the pieces in which such a client sends it. */
+static void offer_until(struct said *said, struct nbd_handshake *hs, unsigned mode,
+                        const uint8_t *data, size_t at, size_t end)
+{
+    while (at < end) {
+        size_t stop = mode & WAITS_FOR_TLS ? after_starttls(data, at, end) : end;
+
+        offer(said, hs, data, stop);
+        if (mode & WAITS_FOR_TLS && hs->state == NBD_HANDSHAKE_STARTTLS && said->used == stop)
+            enter_tls(hs);
+        at = stop;
+    }
+}
+
+static enum nbd_tls_mode tls_mode(unsigned mode)
+{
+    if (mode & TLS_REQUIRED)
+        return NBD_TLS_REQUIRED;
+    return mode & TLS_ALLOWED ? NBD_TLS_ALLOWED : NBD_TLS_OFF;
 }
 
 static struct said talk(const struct nbd_exports *exports, unsigned mode, const uint8_t *data,
@@ -94,9 +149,11 @@ static struct said talk(const struct nbd_exports *exports, unsigned mode, const 
 
     nbd_handshake_init(&hs, exports, mode & OLDSTYLE);
     hs.shutting_down = mode & STOPPING;
+    if (!(mode & OLDSTYLE))
+        hs.tls = tls_mode(mode);
     collect(&said, &hs);
-    offer(&said, &hs, data, cut);
-    offer(&said, &hs, data, size);
+    offer_until(&said, &hs, mode, data, 0, cut);
+    offer_until(&said, &hs, mode, data, cut, size);
     said.state = hs.state;
     said.session = hs.session;
     require_session(&hs);
@@ -256,6 +313,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < 2)
         return 0;
     set_up(&exports, &disk, &cd);
+    disk.needs_tls = data[0] & TLS_ALLOWED && !(data[0] & OLDSTYLE);
     if (!(data[0] & NO_DEFAULT))
         exports.default_export = &disk;
     if (data[0] & PROGRAM)

@@ -59,6 +59,9 @@ HANDSHAKES = {
     "contexts": FLAGS + option(STRUCTURED) + option(LIST_CONTEXTS, name_and_queries(b"cd", (b"qemu:",))) +
                 option(SET_CONTEXTS, name_and_queries(b"cd", (b"base:allocation",) * 3) + b"\0") +
                 option(EXPORT_NAME, b"cd"),
+    "tls": FLAGS + option(STRUCTURED) + option(STARTTLS) + option(LIST) + option(STRUCTURED) +
+           option(SET_CONTEXTS, name_and_queries(b"disk", (b"base:allocation",))) + option(GO, name_and_infos(b"disk")),
+    "tls-twice": FLAGS + option(STARTTLS, b"x") + option(STARTTLS) + option(STARTTLS) + option(EXPORT_NAME, b"disk"),
     "oversized": FLAGS + struct.pack(">QII", 0x49484156454F5054, LIST, 0xFFFFFFFF),
 }
 
@@ -184,17 +187,18 @@ PROGRAMS = {
     "replace": bytes((3, 8, 10, 1, 0, 4, 10, 1, 3, 4, 7, 0, 1)),
     "damage": bytes((3, 8, 250, 2, 0, 4, 9, 0x21, 250, 2, 0, 4, 9, 0x45, 7, 247, 1, 0, 3, 0x8F, 2)),
     "name": bytes((1, 3, 8, 13)),
+    "tls": bytes((3, 8, 5, 3, 11, 10, 0, 1, 0, 5, 7, 0, 0)),
 }
 
 
 def handshake_inputs():
     """The target's two leading bytes: state of the server, and where the input is cut."""
     for name, dialogue in HANDSHAKES.items():
-        for state in range(8):
-            yield f"{name}-{state}", bytes([state, 7 * state]) + dialogue
+        for state in (*range(8), *range(16, 128, 16)):
+            yield f"{name}-{state}", bytes([state, 7 * state % 256]) + dialogue
     for name, program in PROGRAMS.items():
-        for state in range(8, 16):
-            yield f"program-{name}-{state}", bytes([state, 5 * state]) + program
+        for state in (*range(8, 16), *range(24, 128, 16)):
+            yield f"program-{name}-{state}", bytes([state, 5 * state % 256]) + program
 
 
 def client_inputs():

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Something in the place of TLS: after a handshake of a few bytes every byte is inverted, so that
+ * what was not meant to be inside, or outside, is noticed.
+ *
+ *   client: HELLO    server: WELCOME    then inverted bytes both ways
+ */
+#ifndef EVNBD_TESTS_FAKE_TLS_H
+#define EVNBD_TESTS_FAKE_TLS_H
+
+#include "nbd/tls.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define FAKE_HELLO "hello"
+#define FAKE_WELCOME "welcome"
+
+struct fake_tls {
+    struct nbd_tls table;
+    bool no_memory;     /* start() fails */
+    bool refuse;        /* the handshake fails when it is complete */
+    bool truncated;     /* an end is one that somebody else may have made */
+    unsigned writes;    /* times that a handshake wants to be called when it can write */
+    unsigned steps;     /* calls of handshake() */
+    unsigned turn_most; /* the most of them in one turn */
+    unsigned alive;     /* streams */
+    uint64_t turn;
+    unsigned turn_steps;
+};
+
+void fake_tls_init(struct fake_tls *tls, bool required);
+
+void fake_tls_invert(void *data, size_t length);
+
+#endif
