@@ -19,10 +19,10 @@
 
 #define NOT_GIVEN UINT64_MAX
 
-enum group { GROUP_CONNECTION, GROUP_IMAGE, GROUP_LIST, GROUP_PROCESS };
+enum group { GROUP_CONNECTION, GROUP_TLS, GROUP_IMAGE, GROUP_LIST, GROUP_PROCESS };
 
-static const char *const groups[] = {"Connections", "Image", "Listing the exports of a server",
-                                     "Process", NULL};
+static const char *const groups[] = {
+    "Connections", "TLS", "Image", "Listing the exports of a server", "Process", NULL};
 
 static const struct cli_word cache_words[] = {
     {"none", CACHE_NONE},
@@ -49,6 +49,13 @@ static const struct cli_word detect_zeroes_words[] = {
     {"off", DETECT_ZEROES_OFF},
     {"on", DETECT_ZEROES_ON},
     {"unmap", DETECT_ZEROES_UNMAP},
+    {NULL, 0},
+};
+
+static const struct cli_word tls_words[] = {
+    {"off", TLS_USE_OFF},
+    {"on", TLS_USE_ON},
+    {"require", TLS_USE_REQUIRE},
     {NULL, 0},
 };
 
@@ -186,6 +193,38 @@ static const struct cli_row rows[] = {
      .after = after_per_device,
      .group = GROUP_CONNECTION,
      .help = "speak the protocol of before 2011, without negotiation"},
+
+    {.name = "tls",
+     .argument = "MODE",
+     .kind = CLI_WORD,
+     TARGET(tls),
+     .words = tls_words,
+     .invalid = "Invalid TLS mode '",
+     .once = "--tls",
+     .after = after_per_device,
+     .group = GROUP_TLS,
+     .help = "off, on (clients choose) or require (default when there are certificates or keys)"},
+    {.name = "tls-certificates",
+     .argument = "DIR",
+     .kind = CLI_STRING,
+     TARGET(tls_certificates),
+     .after = after_per_device,
+     .group = GROUP_TLS,
+     .help =
+         "directory with server-cert.pem and server-key.pem, and ca-cert.pem to verify clients"},
+    {.name = "tls-psk",
+     .argument = "FILE",
+     .kind = CLI_STRING,
+     TARGET(tls_psk),
+     .after = after_per_device,
+     .group = GROUP_TLS,
+     .help = "pre-shared keys of the clients, a line NAME:KEY for each"},
+    {.name = "tls-verify-peer",
+     .kind = CLI_FLAG,
+     TARGET(tls_verify_peer),
+     .after = after_per_device,
+     .group = GROUP_TLS,
+     .help = "let in only clients with a certificate of the CA in ca-cert.pem"},
 
     {.name = "format",
      .letter = 'f',
@@ -463,6 +502,25 @@ static int check_snapshot(const char *text, struct error *error)
     return err;
 }
 
+static int check_tls(const struct arguments *a, struct error *error)
+{
+    bool credentials = a->tls_certificates || a->tls_psk;
+
+    if (a->tls_certificates && a->tls_psk)
+        return error_set(error, EINVAL,
+                         "--tls-certificates and --tls-psk cannot be used together: clients are "
+                         "either verified by certificates or by keys");
+    if (a->tls_verify_peer && !a->tls_certificates)
+        return error_set(error, EINVAL, "--tls-verify-peer needs --tls-certificates");
+    if (a->tls > TLS_USE_OFF && !credentials)
+        return error_set(error, EINVAL,
+                         "--tls needs something to prove who this server is: --tls-certificates "
+                         "or --tls-psk");
+    if (a->oldstyle && credentials && a->tls != TLS_USE_OFF)
+        return error_set(error, EINVAL, "--oldstyle has no TLS");
+    return 0;
+}
+
 /* Direct I/O is what users of native asynchronous I/O expect, and it is not chosen for them. */
 static int check_image(const struct arguments *a, struct error *error)
 {
@@ -537,6 +595,8 @@ int arguments_check(const struct arguments *arguments, struct error *error)
         err = check_oldstyle(arguments, error);
     if (err == 0)
         err = arguments->socket ? check_unix(arguments, error) : check_tcp(arguments, error);
+    if (err == 0)
+        err = check_tls(arguments, error);
     if (err == 0 && arguments->action != ACTION_LIST)
         err = check_image(arguments, error);
     return err;

@@ -16,6 +16,7 @@ enum arguments_action {
 
 enum cache_mode { CACHE_WRITEBACK, CACHE_WRITETHROUGH, CACHE_NONE, CACHE_DIRECTSYNC, CACHE_UNSAFE };
 enum aio_mode { AIO_BEST, AIO_THREADS, AIO_NATIVE, AIO_IO_URING };
+enum tls_use { TLS_USE_DEFAULT, TLS_USE_OFF, TLS_USE_ON, TLS_USE_REQUIRE };
 enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 
 struct arguments {
@@ -35,6 +36,11 @@ struct arguments {
     uint64_t handshake_limit; /* seconds; 0: none */
     uint64_t idle_timeout;    /* seconds; 0: none */
     uint64_t address_limit;   /* clients of one address at a time; 0: no limit */
+
+    int tls;                      /* enum tls_use; by default required if there are credentials */
+    const char *tls_certificates; /* directory, or NULL */
+    const char *tls_psk;          /* file, or NULL */
+    bool tls_verify_peer;
 
     const char *format;   /* NULL: probe */
     const char *snapshot; /* of the image, that is exported; NULL: the disk as it is */

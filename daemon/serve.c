@@ -19,6 +19,7 @@
 #include "blockcore/drivers.h"
 #include "daemon/image.h"
 #include "daemon/pid_file.h"
+#include "daemon/tls.h"
 #include "nbd/server.h"
 
 #include <errno.h>
@@ -43,6 +44,7 @@ struct serve {
     bool guessed_raw;
     struct nbd_exports exports;
     struct nbd_export *nbd_export;
+    struct daemon_tls tls;
     struct nbd_server *server;
     struct pid_file pid_file;
 
@@ -204,6 +206,7 @@ static int start_listening(struct serve *serve)
     const struct arguments *a = serve->arguments;
     const struct nbd_server_config config = {
         .oldstyle = a->oldstyle,
+        .tls = daemon_tls_table(&serve->tls),
         .connections_max = (unsigned)a->shared,
         .connections_of_one = (unsigned)a->address_limit,
         .handshake_limit_ns = (int64_t)a->handshake_limit * SECOND_NS,
@@ -253,6 +256,8 @@ static int start(struct serve *serve, struct daemonize *daemonize)
     int err = in_coroutine(serve, open_export);
 
     if (err == 0)
+        err = daemon_tls_init(&serve->tls, a, serve->error);
+    if (err == 0)
         err = watch_signals(serve);
     if (err == 0)
         err = start_listening(serve);
@@ -283,6 +288,7 @@ static int finish(struct serve *serve)
     int err;
 
     nbd_server_free(serve->server);
+    daemon_tls_fini(&serve->tls);
     err = in_coroutine(serve, close_export);
     pid_file_remove(&serve->pid_file);
     block_signals();

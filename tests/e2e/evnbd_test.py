@@ -209,7 +209,8 @@ class Server:
     """
 
     def __init__(self, case, image, *options, unix=None, host=None, port=None, passed=(), export="",
-                 persistent=True, prefix=(), **popen):
+                 persistent=True, prefix=(), tls=None, **popen):
+        self.tls = tls  # the ssl.SSLContext of its clients
         self.stem = case.path(f"server{case.number()}")
         if passed:
             popen.update(activated(passed))
@@ -264,7 +265,7 @@ class Server:
         return f"nbd://{host}:{self.port}{export}"
 
     def client(self, connect=True, mode="simple", contexts=()):
-        raw = RawClient(self.unix or (self.host, self.port))
+        raw = RawClient(self.unix or (self.host, self.port), self.tls)
         return raw.connect(self.export.encode(), mode, contexts) if connect else raw
 
     def status_field(self, field):

@@ -6,6 +6,7 @@ send half a message, a wrong length or a hundred requests without reading a repl
 protocol text.
 """
 import socket
+import ssl
 import struct
 
 NBDMAGIC = 0x4E42444D41474943
@@ -133,9 +134,13 @@ class Answer:
 
 
 class RawClient:
-    """`where` is the path of a Unix socket or a (host, port) pair."""
+    """
+    `where` is the path of a Unix socket or a (host, port) pair; with the ssl.SSLContext `tls`,
+    connect() begins with STARTTLS.
+    """
 
-    def __init__(self, where):
+    def __init__(self, where, tls=None):
+        self.tls = tls
         if isinstance(where, tuple):
             self.sock = socket.create_connection(where, timeout=TIMEOUT)
         else:
@@ -163,7 +168,7 @@ class RawClient:
     def send(self, data):
         try:
             self.sock.sendall(data)
-        except (BrokenPipeError, ConnectionResetError) as problem:
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLError) as problem:
             raise Closed(str(problem)) from problem
 
     def recv(self, length):
@@ -172,7 +177,7 @@ class RawClient:
         while length:
             try:
                 part = self.sock.recv(min(length, 1 << 20))
-            except ConnectionResetError as problem:
+            except (ConnectionResetError, ssl.SSLError) as problem:
                 raise Closed(str(problem)) from problem
             if not part:
                 raise Closed("end of the connection")
@@ -186,7 +191,7 @@ class RawClient:
         while True:
             try:
                 part = self.sock.recv(1 << 20)
-            except ConnectionResetError:
+            except (ConnectionResetError, ssl.SSLError):
                 part = b""
             if not part:
                 return b"".join(parts)
@@ -203,6 +208,18 @@ class RawClient:
 
     def client_flags(self, flags=FLAG_C_FIXED_NEWSTYLE | FLAG_C_NO_ZEROES):
         self.send(struct.pack(">I", flags))
+
+    def starttls(self, context):
+        """STARTTLS, and what follows is inside of TLS."""
+        replies = self.option(OPT_STARTTLS)
+        assert replies == [(REP_ACK, b"")], f"STARTTLS was refused: {replies}"
+        self.wrap(context)
+
+    def wrap(self, context):
+        try:
+            self.sock = context.wrap_socket(self.sock)
+        except (ConnectionResetError, BrokenPipeError, ssl.SSLError) as problem:
+            raise Closed(str(problem)) from problem
 
     def option_reply(self):
         """One reply to an option: (option, reply type, data)."""
@@ -262,6 +279,8 @@ class RawClient:
         """The whole handshake; returns self."""
         self.greeting()
         self.client_flags()
+        if self.tls:
+            self.starttls(self.tls)
         self.negotiate(mode)
         if contexts:
             self.contexts(name, contexts)

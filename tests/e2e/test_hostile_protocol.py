@@ -2,19 +2,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Hostile input over the protocol: the table of known bad inputs, one named case a row.
 
-The rows are in hostile_handshake.py, hostile_requests.py and hostile_process.py; hostile.py says
-what holds for all of them.  Arguments choose rows by name, as in "test_hostile_protocol.py A85_".
+The rows are in hostile_handshake.py, hostile_tls.py, hostile_requests.py and hostile_process.py;
+hostile.py says what holds for all of them.  Arguments choose rows by name, as in "test_hostile_protocol.py A85_".
 """
 import re
 
 import hostile_handshake
 import hostile_process
 import hostile_requests
+import hostile_tls
 from evnbd_test import main
 from hostile import ROWS, Stage
 
 # Their rows enter themselves into the table.
-MODULES = (hostile_handshake, hostile_requests, hostile_process)
+MODULES = (hostile_handshake, hostile_tls, hostile_requests, hostile_process)
 
 
 def case_of(function):
