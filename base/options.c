@@ -187,31 +187,29 @@ static bool json_too_deep(const char *text)
 }
 
 /* Where memory ran out the library mostly says nothing at all. */
-static int refuse_json(const json_error_t *json_error, struct error *error)
+static int refuse_json(const json_error_t *json_error, const char *what, struct error *error)
 {
     if (json_error->text[0] == '\0' || json_error_code(json_error) == json_error_out_of_memory)
         return out_of_memory(error);
-    return error_set(error, EINVAL,
-                     "The 'json:' options are not valid JSON: %s (line %d, column %d)",
+    return error_set(error, EINVAL, "%s are not valid JSON: %s (line %d, column %d)", what,
                      json_error->text, json_error->line, json_error->column);
 }
 
-static int parse_json(const char *text, json_t *tree, struct error *error)
+static int parse_json(const char *text, const char *what, json_t *tree, struct error *error)
 {
     json_error_t json_error;
     json_t *parsed;
     int r;
 
     if (json_too_deep(text))
-        return error_set(error, EINVAL, "The 'json:' options nest deeper than %d levels",
-                         DEPTH_MAX);
+        return error_set(error, EINVAL, "%s nest deeper than %d levels", what, DEPTH_MAX);
     parsed = json_loads(text, JSON_REJECT_DUPLICATES, &json_error);
     if (!parsed)
-        return refuse_json(&json_error, error);
+        return refuse_json(&json_error, what, error);
     if (json_is_object(parsed))
         r = insert_members(tree, parsed, 1, error);
     else
-        r = error_set(error, EINVAL, "The 'json:' options must be one object, 'json:{...}'");
+        r = error_set(error, EINVAL, "%s must be one object, '{...}'", what);
     json_decref(parsed);
     return r;
 }
@@ -282,21 +280,38 @@ static int parse_words(struct parser *p)
     return 0;
 }
 
+/* Whether the tree is to be had; drops it if not. */
+static int give_tree(json_t *tree, int r, json_t **ret)
+{
+    if (r < 0)
+        json_decref(tree);
+    else
+        *ret = tree;
+    return r;
+}
+
+int options_parse_json(const char *text, const char *what, json_t **ret, struct error *error)
+{
+    json_t *tree;
+
+    if (strnlen(text, TEXT_MAX + 1) > TEXT_MAX)
+        return error_set(error, EINVAL, "%s are longer than 1 MiB", what);
+    tree = json_object();
+    if (!tree)
+        return out_of_memory(error);
+    return give_tree(tree, parse_json(text, what, tree, error), ret);
+}
+
 int options_parse(const char *text, const char *implied_key, json_t **ret, struct error *error)
 {
     struct parser p = {.next = text, .implied_key = implied_key, .error = error};
-    int r;
 
+    if (strncmp(text, "json:", 5) == 0)
+        return options_parse_json(text + 5, "The 'json:' options", ret, error);
     if (strnlen(text, TEXT_MAX + 1) > TEXT_MAX)
         return error_set(error, EINVAL, "The options are longer than 1 MiB");
     p.tree = json_object();
     if (!p.tree)
         return out_of_memory(error);
-    r = strncmp(text, "json:", 5) == 0 ? parse_json(text + 5, p.tree, error) : parse_words(&p);
-    if (r < 0) {
-        json_decref(p.tree);
-        return r;
-    }
-    *ret = p.tree;
-    return 0;
+    return give_tree(p.tree, parse_words(&p), ret);
 }

@@ -28,13 +28,20 @@
  */
 int options_parse(const char *text, const char *implied_key, json_t **ret, struct error *error);
 
+/*
+ * Parses text that is one JSON object, as the "json:" form does.  `what` names the text at the
+ * start of messages, in the plural ("The rules in 'FILE'").
+ */
+int options_parse_json(const char *text, const char *what, json_t **ret, struct error *error);
+
 enum option_type {
     OPTION_STRING,
     OPTION_BOOL,
     OPTION_NUMBER,
     OPTION_SIZE,
     OPTION_ENUM,
-    OPTION_TREE
+    OPTION_TREE,
+    OPTION_LIST
 };
 
 /* One known key of a tree. Arrays of rows end with a row whose name is NULL. */
@@ -53,9 +60,11 @@ struct option_row {
  * OPTION_NUMBER and OPTION_SIZE: uint64_t (number_parse, size_parse, JSON integers >= 0);
  * OPTION_ENUM: int;
  * OPTION_TREE: json_t * (a new reference to an object, or to a string that names a node; an old one
- * is dropped).
- * Keys not in the tree leave their target alone.  `what` names the consumer in messages ("driver
- * 'qcow2'").  Returns 0 or -EINVAL/-ENOMEM; the target needs options_release in either case.
+ * is dropped);
+ * OPTION_LIST: json_t * (a new reference to an array; the key=value form writes one as an object
+ * with the keys 0, 1, 2 ...). Keys not in the tree leave their target alone.  `what` names the
+ * consumer in messages ("driver 'qcow2'").  Returns 0 or -EINVAL/-ENOMEM; the target needs
+ * options_release in either case.
  */
 int options_take(json_t *tree, const struct option_row *rows, void *target, const char *what,
                  struct error *error);

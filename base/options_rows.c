@@ -60,6 +60,8 @@ static const char *wanted(char *out, size_t size, const struct option_row *row)
         return out;
     case OPTION_TREE:
         return "a group of options or the name of a node";
+    case OPTION_LIST:
+        return "a list, whose items are numbered from 0 on";
     case OPTION_STRING:
         break;
     }
@@ -148,6 +150,40 @@ static int take_tree(json_t *value, json_t **target)
     return 0;
 }
 
+/* An object with the keys 0, 1, 2 ... as an array; NULL: it is none, or out of memory. */
+static json_t *array_of(json_t *object)
+{
+    json_t *array = json_array();
+    size_t count = json_object_size(object);
+
+    for (size_t i = 0; array && i < count; i++) {
+        char key[24];
+        json_t *item;
+
+        snprintf(key, sizeof(key), "%zu", i);
+        item = json_object_get(object, key);
+        if (!item || json_array_append(array, item) < 0) {
+            json_decref(array);
+            return NULL;
+        }
+    }
+    return array;
+}
+
+static int take_list(json_t *value, json_t **target)
+{
+    json_t *array = json_is_object(value) ? array_of(value) : json_incref(value);
+
+    if (!json_is_array(array)) {
+        if (array)
+            json_decref(array);
+        return -EINVAL;
+    }
+    json_decref(*target);
+    *target = array;
+    return 0;
+}
+
 static int take_value(json_t *value, const struct option_row *row, void *target)
 {
     void *field = (char *)target + row->offset;
@@ -164,6 +200,8 @@ static int take_value(json_t *value, const struct option_row *row, void *target)
         return take_enum(value, row->words, field);
     case OPTION_TREE:
         return take_tree(value, field);
+    case OPTION_LIST:
+        return take_list(value, field);
     }
     return -EINVAL;
 }
@@ -328,7 +366,7 @@ void options_release(const struct option_row *rows, void *target)
         if (rows->type == OPTION_STRING) {
             free(*(char **)field);
             *(char **)field = NULL;
-        } else if (rows->type == OPTION_TREE) {
+        } else if (rows->type == OPTION_TREE || rows->type == OPTION_LIST) {
             json_decref(*(json_t **)field);
             *(json_t **)field = NULL;
         }
@@ -340,6 +378,7 @@ void options_print(FILE *out, const struct option_row *rows)
     static const char *const types[] = {
         [OPTION_STRING] = "TEXT", [OPTION_BOOL] = "on|off", [OPTION_NUMBER] = "NUMBER",
         [OPTION_SIZE] = "SIZE",   [OPTION_ENUM] = "",       [OPTION_TREE] = "NODE",
+        [OPTION_LIST] = "LIST",
     };
     char left[512];
     char words[256];

@@ -78,6 +78,45 @@ static void test_take_all(void **state)
     options_release(rows, &target);
 }
 
+struct list_target {
+    json_t *rules;
+};
+
+static const struct option_row list_rows[] = {
+    {"rules", OPTION_LIST, offsetof(struct list_target, rules), NULL, "what is checked"},
+    {NULL},
+};
+
+/* Both forms of a list give the same array. */
+static void test_lists(void **state)
+{
+    static const char *const good[] = {"rules.1=b,rules.0=a", "json:{\"rules\": [\"a\", \"b\"]}"};
+    static const char *const bad[] = {"rules=a",   "rules.0=a,rules.2=b", "rules.00=a",
+                                      "rules.a=b", "rules.-1=a",          "json:{\"rules\": 1}"};
+    struct list_target target = {0};
+
+    for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
+        json_t *tree = parse(good[i]);
+
+        assert_int_equal(options_take(tree, list_rows, &target, "x", NULL), 0);
+        assert_int_equal(json_object_size(tree), 0);
+        assert_int_equal(json_array_size(target.rules), 2);
+        assert_string_equal(json_string_value(json_array_get(target.rules, 1)), "b");
+        json_decref(tree);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        json_t *tree = parse(bad[i]);
+        struct error error;
+
+        assert_int_equal(options_take(tree, list_rows, &target, "x", &error), -EINVAL);
+        assert_non_null(strstr(error.text, "must be a list"));
+        json_decref(tree);
+    }
+    assert_int_equal(json_array_size(target.rules), 2);
+    options_release(list_rows, &target);
+    assert_null(target.rules);
+}
+
 static void test_absent_left_alone(void **state)
 {
     struct target target = {.lazy = true, .number = 5, .size = 6, .mode = 1};
@@ -332,11 +371,12 @@ static void test_print(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_take_all),   cmocka_unit_test(test_absent_left_alone),
-        cmocka_unit_test(test_replace),    cmocka_unit_test(test_good_values),
-        cmocka_unit_test(test_bad_values), cmocka_unit_test(test_nul_in_value),
-        cmocka_unit_test(test_long_value), cmocka_unit_test(test_finish),
-        cmocka_unit_test(test_finish_odd), cmocka_unit_test(test_print),
+        cmocka_unit_test(test_take_all),     cmocka_unit_test(test_absent_left_alone),
+        cmocka_unit_test(test_lists),        cmocka_unit_test(test_replace),
+        cmocka_unit_test(test_good_values),  cmocka_unit_test(test_bad_values),
+        cmocka_unit_test(test_nul_in_value), cmocka_unit_test(test_long_value),
+        cmocka_unit_test(test_finish),       cmocka_unit_test(test_finish_odd),
+        cmocka_unit_test(test_print),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
