@@ -187,6 +187,14 @@ static const struct cli_row rows[] = {
      .group = GROUP_CONNECTION,
      .help = "serve up to NUM clients at a time from one address, or of one user of a Unix socket; "
              "0 for no limit (default)"},
+    {.name = "allow",
+     .argument = "RULE",
+     .kind = CLI_LIST,
+     TARGET(allowed),
+     .after = after_per_device,
+     .group = GROUP_CONNECTION,
+     .help = "let in only clients that meet a rule, such as uid=1000 or address=10.0.0.0/8; can be "
+             "repeated (default: everybody)"},
     {.name = "oldstyle",
      .kind = CLI_FLAG,
      TARGET(oldstyle),

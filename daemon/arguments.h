@@ -35,6 +35,7 @@ struct arguments {
     bool oldstyle;
     uint64_t handshake_limit; /* seconds; 0: none */
     uint64_t idle_timeout;    /* seconds; 0: none */
+    struct cli_list allowed;  /* access rules; none: everybody */
     uint64_t address_limit;   /* clients of one address at a time; 0: no limit */
 
     int tls;                      /* enum tls_use; by default required if there are credentials */

@@ -19,6 +19,7 @@
 #include "base/size.h"
 #include "base/sys.h"
 #include "base/trace.h"
+#include "nbd/access.h"
 #include "nbd/origin.h"
 #include "nbd/reply.h"
 
@@ -46,6 +47,7 @@ void nbd_connection_owner_init(struct nbd_connection_owner *owner,
     log_limit_init(&owner->log_invalid, LOG_LEVEL_INFO, "requests that were refused");
     for (unsigned i = 0; i < ARRAY_SIZE(owner->log_failed); i++)
         log_limit_init(&owner->log_failed[i], LOG_LEVEL_INFO, failed_requests[i]);
+    log_limit_init(&owner->log_denied, LOG_LEVEL_WARNING, "clients that access rules keep out");
 }
 
 __attribute__((format(printf, 2, 0))) static void set_reason(struct nbd_connection *c,
@@ -236,11 +238,25 @@ static void log_refusal(struct nbd_connection *c)
     refused->text[0] = '\0';
 }
 
+/* Who tries to get at what is not theirs is told to the operator too. */
+static void log_denied(struct nbd_connection *c)
+{
+    char who[400];
+
+    log_limited(&c->owner->log_denied, "client %s may not use export '%s': no rule allows it (%s)",
+                c->peer, c->handshake->denied->name,
+                nbd_identity_describe(&c->identity, who, sizeof(who)));
+    c->handshake->denied = NULL;
+    c->handshake->refused.text[0] = '\0'; /* said by this */
+}
+
 /* After each step of the handshake: its output, and where it has led. */
 static void after_handshake_step(struct nbd_connection *c)
 {
     struct nbd_handshake *hs = c->handshake;
 
+    if (hs->denied)
+        log_denied(c);
     /* First, so that a client that says goodbye and is gone is not reported for it. */
     if (hs->state == NBD_HANDSHAKE_CLOSED)
         nbd_connection_end_input(c, "%s", hs->reason.text);
@@ -309,6 +325,7 @@ static void destroy(struct reactor_deferred *deferred)
     if (c->handshake)
         nbd_handshake_fini(c->handshake);
     free(c->handshake);
+    nbd_identity_fini(&c->identity);
     free(c->peer);
     free(c);
 }
@@ -443,7 +460,8 @@ static bool begin(struct nbd_connection *c, struct stream *stream)
     c->stream = stream;
     c->watched = REACTOR_READ;
     /* The oldstyle has no TLS, and what requires TLS must not be had by it. */
-    nbd_handshake_init(c->handshake, c->owner->exports, c->owner->oldstyle && !c->owner->tls);
+    nbd_handshake_init(c->handshake, c->owner->exports, &c->identity,
+                       c->owner->oldstyle && !c->owner->tls);
     c->handshake->tls = tls_mode(c->owner->tls);
     start_deadline(c);
     if (c->owner->oldstyle && origin_is_full(c))
@@ -454,7 +472,8 @@ static bool begin(struct nbd_connection *c, struct stream *stream)
 }
 
 struct nbd_connection *nbd_connection_new(struct nbd_connection_owner *owner, struct stream *stream,
-                                          const char *peer, struct nbd_origin *origin)
+                                          const char *peer, const struct nbd_identity *identity,
+                                          struct nbd_origin *origin)
 {
     struct nbd_connection *c = calloc(1, sizeof(*c));
 
@@ -470,11 +489,13 @@ struct nbd_connection *nbd_connection_new(struct nbd_connection_owner *owner, st
     co_mutex_init(&c->status_mutex);
     co_queue_init(&c->output_room);
     c->peer = strdup(peer);
+    c->identity = *identity;
     c->handshake = calloc(1, sizeof(*c->handshake));
     if (c->peer && c->handshake && begin(c, stream)) {
         TRACE(nbd_accept, "client %s", peer);
         return c;
     }
+    c->identity = (struct nbd_identity){0}; /* stays the caller's */
     destroy(&c->destroy);
     return NULL;
 }

@@ -55,7 +55,7 @@ struct nbd_connection_owner {
     int64_t handshake_limit_ns;  /* 0: none */
     int64_t idle_limit_ns;       /* 0: none */
     unsigned connections_of_one; /* clients of one origin; 0: no limit */
-    struct log_limit log_entered, log_left, log_refused;
+    struct log_limit log_entered, log_left, log_refused, log_denied;
     struct log_limit log_invalid;                    /* requests that must not be made */
     struct log_limit log_failed[NBD_CMD_RESIZE + 1]; /* ... that could not be done, by command */
     struct nbd_memory memory;
@@ -92,7 +92,8 @@ struct nbd_connection {
     int64_t active_ns;         /* with an idle limit: when something was last received or sent */
     int64_t since_ns;          /* when it connected */
     struct nbd_origin *origin; /* the owner's, who counts there */
-    char *peer;                /* for logs */
+    struct nbd_identity identity;
+    char *peer;                      /* for logs */
     struct nbd_handshake *handshake; /* NULL: in transmission */
     struct nbd_export *nbd_export;   /* in transmission */
     struct nbd_session session;      /* in transmission */
@@ -126,9 +127,13 @@ void nbd_connection_owner_init(struct nbd_connection_owner *owner,
 /* Frees what is pooled; no connection may be left. */
 void nbd_connection_owner_fini(struct nbd_connection_owner *owner);
 
-/* Takes over the stream (on success) and starts; the owner links it. NULL: out of memory. */
+/*
+ * Takes over the stream and the identity (on success) and starts; the owner links it. NULL: out of
+ * memory.
+ */
 struct nbd_connection *nbd_connection_new(struct nbd_connection_owner *owner, struct stream *stream,
-                                          const char *peer, struct nbd_origin *origin);
+                                          const char *peer, const struct nbd_identity *identity,
+                                          struct nbd_origin *origin);
 /* Goes on after may_enter() has changed to true. */
 void nbd_connection_resume(struct nbd_connection *c);
 /* Finishes what is in flight, refuses the rest, then closes. */

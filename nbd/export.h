@@ -10,6 +10,7 @@
 struct node;
 struct block_bitmap;
 struct error;
+struct nbd_access;
 
 /* Two other contexts and so many bitmaps have numbers below NBD_CONTEXTS_MAX. */
 #define NBD_EXPORT_BITMAPS_MAX 62
@@ -29,10 +30,11 @@ struct nbd_export {
     bool write_through;       /* every write is followed by a flush */
     bool protect_header;      /* guessed raw: block 0 must not start to look like a format */
     const struct driver *const *probe_drivers; /* for protect_header */
-    struct co_mutex header_mutex; /* protect_header: one write to the probed bytes at a time */
-    unsigned clients_max;         /* at a time; further ones are refused; 0: no limit */
-    unsigned clients;             /* in transmission, counted by the server */
-    bool allocation_depth;        /* offers the context qemu:allocation-depth */
+    struct co_mutex header_mutex;    /* protect_header: one write to the probed bytes at a time */
+    const struct nbd_access *access; /* who may use it, the caller's; NULL: everybody */
+    unsigned clients_max;            /* at a time; further ones are refused; 0: no limit */
+    unsigned clients;                /* in transmission, counted by the server */
+    bool allocation_depth;           /* offers the context qemu:allocation-depth */
     unsigned bitmap_count;
     struct block_bitmap *bitmaps[NBD_EXPORT_BITMAPS_MAX]; /* the node's, offered as contexts */
 };

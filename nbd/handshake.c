@@ -15,6 +15,7 @@
 
 #include "base/bytes.h"
 #include "base/trace.h"
+#include "nbd/access.h"
 #include "nbd/option.h"
 
 #include <errno.h>
@@ -144,6 +145,17 @@ static bool lacks_tls(const struct nbd_handshake *hs, const struct nbd_export *e
     return !hs->secure && (e->needs_tls || hs->tls == NBD_TLS_REQUIRED);
 }
 
+/* Whether the export is for this client at all; if not, notes that it was denied. */
+static bool may_use(struct nbd_handshake *hs, const struct nbd_export *e, char *why,
+                    size_t why_size)
+{
+    if (nbd_access_allows(e->access, hs->identity))
+        return true;
+    hs->denied = e;
+    snprintf(why, why_size, "you are not among the clients that may use export '%.80s'", e->name);
+    return false;
+}
+
 /* Whether this client may enter the export now; if not, `why` says why. */
 static bool may_enter(const struct nbd_handshake *hs, const struct nbd_export *e, char *why,
                       size_t why_size)
@@ -168,15 +180,17 @@ static void begin_oldstyle(struct nbd_handshake *hs)
     else if (lacks_tls(hs, hs->chosen))
         close_session(hs, "the default export is served over TLS only, which the oldstyle "
                           "handshake does not have");
-    else if (!may_enter(hs, hs->chosen, why, sizeof(why)))
+    else if (!may_use(hs, hs->chosen, why, sizeof(why)) ||
+             !may_enter(hs, hs->chosen, why, sizeof(why)))
         close_session(hs, "%s", why);
     else
         put_oldstyle(hs);
 }
 
-void nbd_handshake_init(struct nbd_handshake *hs, const struct nbd_exports *exports, bool oldstyle)
+void nbd_handshake_init(struct nbd_handshake *hs, const struct nbd_exports *exports,
+                        const struct nbd_identity *identity, bool oldstyle)
 {
-    *hs = (struct nbd_handshake){.exports = exports, .oldstyle = oldstyle};
+    *hs = (struct nbd_handshake){.exports = exports, .identity = identity, .oldstyle = oldstyle};
     if (oldstyle)
         begin_oldstyle(hs);
     else
@@ -202,7 +216,8 @@ static void take_client_flags(struct nbd_handshake *hs, uint32_t flags)
     hs->state = NBD_HANDSHAKE_OPTIONS;
 }
 
-/* Checks a name and finds its export.  NULL: *ret_type and `why` (of `why_size`) say why. */
+/* Checks a name and finds its export, if it is for this client.  NULL: *ret_type and `why` (of
+ * `why_size`) say why. */
 static struct nbd_export *find_export(struct nbd_handshake *hs, const uint8_t *name, size_t length,
                                       uint32_t *ret_type, char *why, size_t why_size)
 {
@@ -227,11 +242,15 @@ static struct nbd_export *find_export(struct nbd_handshake *hs, const uint8_t *n
     else if (!found)
         snprintf(why, why_size, "there is no export '%s'",
                  error_escape(echo, sizeof(echo), name, length));
-    if (!found || !lacks_tls(hs, found))
+    if (found && lacks_tls(hs, found)) {
+        *ret_type = NBD_REP_ERR_TLS_REQD;
+        snprintf(why, why_size, "export '%s' is served over TLS only; begin with STARTTLS",
+                 error_escape(echo, sizeof(echo), name, length));
+        return NULL;
+    }
+    if (!found || may_use(hs, found, why, why_size))
         return found;
-    *ret_type = NBD_REP_ERR_TLS_REQD;
-    snprintf(why, why_size, "export '%s' is served over TLS only; begin with STARTTLS",
-             error_escape(echo, sizeof(echo), name, length));
+    *ret_type = NBD_REP_ERR_POLICY;
     return NULL;
 }
 
@@ -304,7 +323,7 @@ static void continue_list(struct nbd_handshake *hs)
             continue;
         if (hs->output.length >= OUTPUT_PAUSE)
             return;
-        if (!lacks_tls(hs, e))
+        if (!lacks_tls(hs, e) && nbd_access_allows(e->access, hs->identity))
             reply_listed(hs, e);
         hs->listed = index;
     }

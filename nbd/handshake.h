@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "nbd/export.h"
+#include "nbd/identity.h"
 #include "nbd/session.h"
 #include "nbd/wire.h"
 
@@ -41,6 +42,7 @@ enum nbd_tls_mode {
 
 struct nbd_handshake {
     const struct nbd_exports *exports;
+    const struct nbd_identity *identity; /* of the client, the caller's; NULL: nothing is known */
     enum nbd_handshake_state state;
     bool oldstyle;              /* serve the default export without options */
     bool no_zeroes;             /* negotiated */
@@ -58,10 +60,12 @@ struct nbd_handshake {
     struct error refused; /* what the last GO was refused with, until the caller takes it away */
     struct error
         reason; /* CLOSED: a sentence for the log; "" for a client that just left (ABORT) */
+    const struct nbd_export *denied; /* what its access rules kept the client from, last */
 };
 
 /* Starts: puts the greeting into the output. Oldstyle goes to DONE (or CLOSED) at once. */
-void nbd_handshake_init(struct nbd_handshake *hs, const struct nbd_exports *exports, bool oldstyle);
+void nbd_handshake_init(struct nbd_handshake *hs, const struct nbd_exports *exports,
+                        const struct nbd_identity *identity, bool oldstyle);
 void nbd_handshake_fini(struct nbd_handshake *hs);
 
 /*

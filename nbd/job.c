@@ -56,6 +56,7 @@ void nbd_connection_owner_fini(struct nbd_connection_owner *owner)
     log_limit_end(&owner->log_invalid);
     for (unsigned i = 0; i < ARRAY_SIZE(owner->log_failed); i++)
         log_limit_end(&owner->log_failed[i]);
+    log_limit_end(&owner->log_denied);
 }
 
 uint64_t nbd_job_memory(const struct nbd_request *request)

@@ -42,21 +42,6 @@ struct nbd_origin_key nbd_origin_key(const struct sockaddr_storage *address, uin
     }
 }
 
-struct nbd_origin_key nbd_origin_key_of_socket(int fd)
-{
-    struct sockaddr_storage address = {.ss_family = AF_UNSPEC};
-    struct ucred peer = {0};
-    socklen_t length = sizeof(address);
-
-    if (sys->getpeername(fd, (struct sockaddr *)&address, &length) < 0)
-        address.ss_family = AF_UNSPEC;
-    length = sizeof(peer);
-    if (address.ss_family == AF_UNIX &&
-        sys->getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
-        address.ss_family = AF_UNSPEC;
-    return nbd_origin_key(&address, peer.uid);
-}
-
 void nbd_origins_init(struct nbd_origins *origins)
 {
     for (size_t i = 0; i < NBD_ORIGIN_BUCKETS; i++)

@@ -32,8 +32,6 @@ struct nbd_origins {
 
 /* From a peer's address; `uid` counts for Unix sockets. */
 struct nbd_origin_key nbd_origin_key(const struct sockaddr_storage *address, uint32_t uid);
-/* From a connected socket. */
-struct nbd_origin_key nbd_origin_key_of_socket(int fd);
 
 void nbd_origins_init(struct nbd_origins *origins);
 /* The entry of the key, with one handshake more; NULL: out of memory. */

@@ -191,9 +191,9 @@ static void limit_handshakes(struct nbd_server *server, const struct nbd_origin 
 }
 
 static int start_connection(struct nbd_server *server, struct stream *stream, const char *peer,
-                            struct nbd_origin *origin)
+                            const struct nbd_identity *identity, struct nbd_origin *origin)
 {
-    struct nbd_connection *c = nbd_connection_new(&server->owner, stream, peer, origin);
+    struct nbd_connection *c = nbd_connection_new(&server->owner, stream, peer, identity, origin);
 
     if (!c)
         return -ENOMEM;
@@ -216,20 +216,26 @@ static void name_local(struct nbd_server *server, int fd, char *name)
 
 static int add_client(struct nbd_server *server, int fd, const char *peer)
 {
-    const struct nbd_origin_key key = nbd_origin_key_of_socket(fd);
-    struct nbd_origin *origin = nbd_origins_enter(&server->origins, &key);
-    struct stream *stream = origin ? stream_socket_new(fd) : NULL;
+    struct nbd_identity identity;
+    struct nbd_origin_key key;
+    struct nbd_origin *origin;
+    struct stream *stream;
     char name[NBD_PEER_MAX];
     int r = -ENOMEM;
 
+    nbd_identity_of_socket(fd, &identity);
+    key = nbd_origin_key(&identity.address, identity.uid);
+    origin = nbd_origins_enter(&server->origins, &key);
+    stream = origin ? stream_socket_new(fd) : NULL;
     if (!peer || !peer[0]) {
         name_local(server, fd, name);
         peer = name;
     }
     if (stream)
-        r = start_connection(server, stream, peer, origin);
+        r = start_connection(server, stream, peer, &identity, origin);
     if (r == 0)
         return 0;
+    nbd_identity_fini(&identity);
     if (stream)
         stream->ops->close(stream);
     else

@@ -47,7 +47,7 @@ void server_session_init(struct server_session *s, const struct nbd_exports *exp
                          bool stopping)
 {
     *s = (struct server_session){0};
-    nbd_handshake_init(&s->hs, exports, oldstyle);
+    nbd_handshake_init(&s->hs, exports, NULL, oldstyle);
     s->hs.shutting_down = stopping;
     server_session_collect(s);
 }

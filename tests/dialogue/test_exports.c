@@ -3,6 +3,7 @@
 #include "base/buffer.h"
 #include "base/bytes.h"
 #include "base/reactor.h"
+#include "nbd/access.h"
 #include "tests/dialogue/rig.h"
 #include "tests/dialogue/transcript.h"
 #include "tests/support/support.h"
@@ -12,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -153,6 +155,70 @@ static void test_limit_of_oldstyle(void **state)
     client_free(&first);
     client_free(&second);
     rig_fini(&rig);
+}
+
+/* ---- Access ---- */
+
+static void allow_user(struct nbd_access *access, uid_t uid)
+{
+    struct error error;
+    char rule[32];
+
+    nbd_access_init(access);
+    snprintf(rule, sizeof(rule), "uid=%u", uid);
+    assert_int_equal(nbd_access_add_text(access, rule, &error), 0);
+}
+
+/* What is not for a client is not listed, described or entered; and it may choose again. */
+static void test_access(void **state)
+{
+    struct rig rig;
+    struct client c;
+    struct nbd_export *more[2];
+    struct nbd_access mine, theirs;
+
+    allow_user(&mine, getuid());
+    allow_user(&theirs, getuid() + 1);
+    rig_init(&rig, NULL);
+    more[0] = add_export(&rig, "mine", NULL, true, 0);
+    more[0]->access = &mine;
+    more[1] = add_export(&rig, "theirs", NULL, true, 0);
+    more[1]->access = &theirs;
+    connect_to(&c, &rig,
+               "flags 3; structured; list; info theirs; set theirs base:allocation; go theirs; "
+               "go mine",
+               "greeting; STRUCTURED_REPLY ACK; LIST SERVER 'disk'; LIST SERVER 'mine'; LIST ACK; "
+               "INFO ERR_POLICY; SET_META_CONTEXT ERR_POLICY; GO ERR_POLICY; "
+               "GO INFO EXPORT 1048576 0x58f; GO INFO BLOCK_SIZE 1 4096 33554432; GO ACK");
+    assert_int_equal(more[0]->clients, 1);
+    client_free(&c);
+    connect_to(&c, &rig, "flags 3; name theirs", "greeting");
+    client_expect_close(&c);
+    client_free(&c);
+    connect_to(&c, &rig, "flags 3; name mine", "greeting; export 1048576 0x50f");
+    client_free(&c);
+    remove_exports(&rig, more, 2);
+    rig_fini(&rig);
+    nbd_access_fini(&mine);
+    nbd_access_fini(&theirs);
+}
+
+static void test_access_to_oldstyle(void **state)
+{
+    const struct rig_options options = {.size = 4096, .oldstyle = true};
+    struct nbd_access theirs;
+    struct rig rig;
+    struct client c;
+
+    allow_user(&theirs, getuid() + 1);
+    rig_init(&rig, &options);
+    rig.nbd_export->access = &theirs;
+    client_connect(&c, &rig);
+    client_expect_close(&c);
+    assert_int_equal(c.in.length, 0);
+    client_free(&c);
+    rig_fini(&rig);
+    nbd_access_fini(&theirs);
 }
 
 /* ---- Contexts ---- */
@@ -297,6 +363,8 @@ int main(void)
         cmocka_unit_test(test_no_default),
         cmocka_unit_test(test_limit_of_an_export),
         cmocka_unit_test(test_limit_of_oldstyle),
+        cmocka_unit_test(test_access),
+        cmocka_unit_test(test_access_to_oldstyle),
         cmocka_unit_test(test_contexts_of_another_export),
         cmocka_unit_test(test_long_list),
         cmocka_unit_test(test_long_list_is_left),

@@ -317,7 +317,7 @@ static void test_output_is_bounded(void **state)
     fixture_init(&f);
     memset(long_text, 'x', NBD_STRING_MAX);
     f.disk.description = long_text;
-    nbd_handshake_init(&hs, &f.exports, false);
+    nbd_handshake_init(&hs, &f.exports, NULL, false);
     message_script(&m, "flags 3");
     for (int i = 0; i < NBD_OPTIONS_MAX; i++)
         message_script(&m, "list");

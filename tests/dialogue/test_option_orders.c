@@ -438,7 +438,7 @@ static void begin(struct walk *walk, struct nbd_handshake *hs)
 {
     struct message flags = {0};
 
-    nbd_handshake_init(hs, &walk->exports, false);
+    nbd_handshake_init(hs, &walk->exports, NULL, false);
     hs->shutting_down = walk->world.stopping;
     message_bytes(&walk->greeting, hs->output.data, hs->output.length);
     message_script(&flags, walk->world.flags);

@@ -147,7 +147,7 @@ static struct said talk(const struct nbd_exports *exports, unsigned mode, const 
     struct nbd_handshake hs;
     struct said said = {0};
 
-    nbd_handshake_init(&hs, exports, mode & OLDSTYLE);
+    nbd_handshake_init(&hs, exports, NULL, mode & OLDSTYLE);
     hs.shutting_down = mode & STOPPING;
     if (!(mode & OLDSTYLE))
         hs.tls = tls_mode(mode);

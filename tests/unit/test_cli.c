@@ -73,6 +73,7 @@ static void assert_same(const struct arguments *got, const struct arguments *wan
     assert_int_equal(got->handshake_limit, wanted->handshake_limit);
     assert_int_equal(got->idle_timeout, wanted->idle_timeout);
     assert_int_equal(got->address_limit, wanted->address_limit);
+    assert_int_equal(got->allowed.count, wanted->allowed.count);
     assert_text(got->format, wanted->format);
     assert_text(got->snapshot, wanted->snapshot);
     assert_int_equal(got->read_only, wanted->read_only);
@@ -317,6 +318,7 @@ static const struct bad_row bad_rows[] = {
     {"a list and allocation depth", {"-L", "-A"}, PER_DEVICE, false},
     {"a list and bitmap", {"-L", "-B", "b"}, PER_DEVICE, false},
     {"a list and shared writers", {"-L", "--allow-writers"}, PER_DEVICE, false},
+    {"a list and access rules", {"-L", "--allow=uid=1"}, PER_DEVICE, false},
     {"a list and oldstyle", {"-L", "--oldstyle"}, PER_DEVICE, false},
     {"an image in JSON", {"json:{}"}, "Failed to open 'json:{}': images described in JSON", false},
     {"another protocol",

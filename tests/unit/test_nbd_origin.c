@@ -8,7 +8,6 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/un.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -52,19 +51,6 @@ static void test_users(void **state)
     assert_false(same(nbd_origin_key(&local, 1000), nbd_origin_key(&local, 0)));
     assert_false(same(nbd_origin_key(&local, 0), key_of("0.0.0.0")));
     assert_true(same(nbd_origin_key(&unknown, 1), nbd_origin_key(&unknown, 2)));
-}
-
-static void test_sockets(void **state)
-{
-    const struct sockaddr_storage local = {.ss_family = AF_UNIX},
-                                  unknown = {.ss_family = AF_UNSPEC};
-    int fds[2];
-
-    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
-    assert_true(same(nbd_origin_key_of_socket(fds[0]), nbd_origin_key(&local, getuid())));
-    close(fds[0]);
-    close(fds[1]);
-    assert_true(same(nbd_origin_key_of_socket(-1), nbd_origin_key(&unknown, 0)));
 }
 
 static void test_counts(void **state)
@@ -128,8 +114,9 @@ static void test_many(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_addresses), cmocka_unit_test(test_users),
-        cmocka_unit_test(test_sockets),   cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_addresses),
+        cmocka_unit_test(test_users),
+        cmocka_unit_test(test_counts),
         cmocka_unit_test(test_many),
     };
 
