@@ -31,6 +31,7 @@ HOMES = {
     r"sanitizer/.*": ("base/coroutine_stack.c", "base/coroutine_stack.h", "base/coroutine.c",
                       "base/buffer.c"),
     r"gnutls/.*": ("blockcore/cipher.c",) + tuple(tree((".c", ".h"), ("tls",))),
+    r"security/pam_appl\.h": ("tls/authz_pam.c",),
     r"zlib\.h": ("blockcore/codec.c",),
     r"zstd\.h": ("blockcore/codec.c",),
 }

@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Authorization: one name, lists of rules, lists in files that change, PAM. */
+#include "tls/authz.h"
+
+#include "base/checked.h"
+#include "config.h"
+#include "tests/support/support.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static int setup(void **state)
+{
+    *state = test_dir_make();
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    test_dir_remove(*state);
+    return 0;
+}
+
+static void test_simple(void **state)
+{
+    struct authz *authz;
+    struct error error;
+
+    assert_int_equal(authz_simple_new("CN=alice,O=x", &authz, &error), 0);
+    assert_true(authz_allows(authz, "CN=alice,O=x"));
+    assert_false(authz_allows(authz, "CN=alice,O=xy"));
+    assert_false(authz_allows(authz, "CN=alice,O="));
+    assert_false(authz_allows(authz, ""));
+    assert_false(authz_allows(authz, NULL));
+    authz_free(authz);
+    authz_free(NULL);
+}
+
+/* Nothing proved is nobody, even if that name were the allowed one. */
+static void test_empty_name(void **state)
+{
+    struct authz *authz;
+    struct error error;
+
+    assert_int_equal(authz_simple_new("", &authz, &error), 0);
+    assert_false(authz_allows(authz, ""));
+    authz_free(authz);
+}
+
+static int list_of(const char *text, struct authz **ret, struct error *error)
+{
+    json_t *tree;
+    int r = options_parse(text, NULL, &tree, error);
+
+    if (r < 0)
+        return r;
+    r = authz_list_new(tree, ret, error);
+    json_decref(tree);
+    return r;
+}
+
+static void test_lists(void **state)
+{
+    static const struct {
+        const char *list, *name;
+        bool allowed;
+    } rows[] = {
+        {"", "a", false},
+        {"policy=deny", "a", false},
+        {"policy=allow", "a", true},
+        {"rules.0.match=a,rules.0.policy=allow", "a", true},
+        {"rules.0.match=a,rules.0.policy=allow", "b", false},
+        {"rules.0.match=a*,rules.0.policy=allow", "ab", false},
+        {"rules.0.match=a*,rules.0.policy=allow", "a*", true},
+        {"rules.0.match=a*,rules.0.policy=allow,rules.0.format=glob", "ab", true},
+        /* The first that matches decides. */
+        {"rules.0.match=a,rules.0.policy=deny,rules.1.match=*,rules.1.policy=allow,"
+         "rules.1.format=glob",
+         "a", false},
+        {"rules.0.match=a,rules.0.policy=deny,rules.1.match=*,rules.1.policy=allow,"
+         "rules.1.format=glob",
+         "b", true},
+        {"policy=allow,rules.0.match=a,rules.0.policy=deny", "a", false},
+        {"policy=allow,rules.0.match=a,rules.0.policy=deny", "b", true},
+        {"json:{\"policy\": \"deny\", \"rules\": [{\"match\": \"a,b\", \"policy\": \"allow\"}]}",
+         "a,b", true},
+        {"json:{\"rules\": []}", "a", false},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        struct error error = {""};
+        struct authz *authz;
+
+        if (list_of(rows[i].list, &authz, &error) < 0)
+            fail_msg("%s: %s", rows[i].list, error.text);
+        if (authz_allows(authz, rows[i].name) != rows[i].allowed)
+            fail_msg("%s and '%s'", rows[i].list, rows[i].name);
+        authz_free(authz);
+    }
+}
+
+static void test_globs(void **state)
+{
+    static const struct {
+        const char *glob, *name;
+        bool matches;
+    } rows[] = {
+        {"*", "anything", true},
+        {"**", "a", true},
+        {"?", "a", true},
+        {"?", "ab", false},
+        {"a?c", "abc", true},
+        {"a*c", "ac", true},
+        {"a*c", "abcbc", true},
+        {"a*c", "abcb", false},
+        {"*CN=a,*", "O=x,CN=a,C=de", true},
+        {"*CN=a,*", "O=x,CN=ab,C=de", false},
+        {"a*b*c", "axbxbc", true},
+        {"a*b*c", "axcxb", false},
+        /* As in C, not as in a shell: these characters are themselves. */
+        {"[a]", "a", false},
+        {"[a]", "[a]", true},
+        {"a\\,b", "a\\,b", true},
+        {"a\\*", "a\\x", true},
+        /* Would take years by trying every way to share the text between the stars. */
+        {"*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*b",
+         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+         false},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        json_t *tree = json_pack("{s:[{s:s,s:s,s:s}]}", "rules", "match", rows[i].glob, "policy",
+                                 "allow", "format", "glob");
+        struct error error = {""};
+        struct authz *authz;
+
+        assert_int_equal(authz_list_new(tree, &authz, &error), 0);
+        if (authz_allows(authz, rows[i].name) != rows[i].matches)
+            fail_msg("'%s' and '%s'", rows[i].glob, rows[i].name);
+        authz_free(authz);
+        json_decref(tree);
+    }
+}
+
+static void test_bad_lists(void **state)
+{
+    static const struct {
+        const char *list, *says;
+    } rows[] = {
+        {"policy=maybe", "Option 'policy' of an authorization list must be one of"},
+        {"rules=x", "must be a list"},
+        {"rules.1.match=x", "must be a list"},
+        {"rules.0=x", "rule 0 must be a group"},
+        {"rules.0.match=x,rules.0.policy=", "'policy' of rule 0 must be one of deny, allow"},
+        {"rules.0.match=x", "Option 'policy' of rule 0 is missing"},
+        {"rules.0.policy=allow", "Option 'match' of rule 0 is missing"},
+        {"rules.0.match=x,rules.0.policy=allow,rules.0.format=regex", "'format' of rule 0"},
+        {"rules.0.match=x,rules.0.policy=allow,rules.1.match=y,rules.1.policy=deny,rules.1.a=b",
+         "'a' is unknown"},
+        {"rule.0.match=x", "is unknown"},
+        {"json:{\"rules\": [1]}", "rule 0 must be a group"},
+        {"json:{\"rules\": [{\"match\": 1, \"policy\": \"deny\"}]}", "'match' of rule 0"},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        struct error error = {""};
+        struct authz *authz;
+
+        assert_int_equal(list_of(rows[i].list, &authz, &error), -EINVAL);
+        if (!strstr(error.text, rows[i].says))
+            fail_msg("'%s': %s", rows[i].list, error.text);
+    }
+}
+
+static void write_text(const char *path, const char *text)
+{
+    test_file_write(path, text, strlen(text));
+}
+
+#define ALLOW(name) "{\"rules\": [{\"match\": \"" name "\", \"policy\": \"allow\"}]}"
+
+static void test_file_is_read_again(void **state)
+{
+    char *path = test_path(*state, "list");
+    struct authz *authz;
+    struct error error = {""};
+
+    write_text(path, ALLOW("a"));
+    assert_int_equal(authz_list_file_new(path, true, &authz, &error), 0);
+    assert_true(authz_allows(authz, "a"));
+    /* The same length, most likely in the same tick of the clock. */
+    write_text(path, ALLOW("b"));
+    assert_false(authz_allows(authz, "a"));
+    assert_true(authz_allows(authz, "b"));
+    /* What is bad changes nothing. */
+    write_text(path, "{\"rules\": [{\"match\": \"a\"");
+    assert_true(authz_allows(authz, "b"));
+    assert_false(authz_allows(authz, "a"));
+    assert_int_equal(unlink(path), 0);
+    assert_true(authz_allows(authz, "b"));
+    write_text(path, ALLOW("a"));
+    assert_true(authz_allows(authz, "a"));
+    authz_free(authz);
+    free(path);
+}
+
+static void test_file_is_read_once(void **state)
+{
+    char *path = test_path(*state, "list");
+    struct authz *authz;
+    struct error error = {""};
+
+    write_text(path, ALLOW("a"));
+    assert_int_equal(authz_list_file_new(path, false, &authz, &error), 0);
+    write_text(path, ALLOW("b"));
+    assert_true(authz_allows(authz, "a"));
+    assert_false(authz_allows(authz, "b"));
+    authz_free(authz);
+    free(path);
+}
+
+static void test_bad_files(void **state)
+{
+    static const struct {
+        const char *text;
+        size_t length;
+        const char *says;
+    } rows[] = {
+        {"", 0, "are not valid JSON"},
+        {"[]", 2, "must be one object"},
+        {"{} x", 4, "are not valid JSON"},
+        {"{\"a\":1}", 7, "are not good: Option 'a' is unknown"},
+        {"{\"policy\":\"allow\"}\0", 19, "there is a NUL byte"},
+        {"{\"policy\":\"allow\",\"policy\":\"deny\"}", 34, "are not valid JSON"},
+        {"{\"policy\":\"\xff\"}", 14, "are not valid JSON"},
+    };
+    char *path = test_path(*state, "list");
+
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        struct error error = {""};
+        struct authz *authz;
+
+        test_file_write(path, rows[i].text, rows[i].length);
+        assert_int_equal(authz_list_file_new(path, true, &authz, &error), -EINVAL);
+        if (!strstr(error.text, rows[i].says) || !strstr(error.text, path))
+            fail_msg("%s: %s", rows[i].text, error.text);
+    }
+    assert_int_equal(unlink(path), 0);
+    {
+        struct error error = {""};
+        struct authz *authz;
+
+        assert_int_equal(authz_list_file_new(path, true, &authz, &error), -ENOENT);
+    }
+    free(path);
+}
+
+/* Debian's service "other" denies nobody whose account exists, and so knows root. */
+static void test_pam(void **state)
+{
+    struct error error = {""};
+    struct authz *authz;
+
+#ifndef HAVE_PAM
+    assert_int_equal(authz_pam_new("other", &authz, &error), -ENOTSUP);
+    assert_non_null(strstr(error.text, "without libpam"));
+#else
+    assert_int_equal(authz_pam_new("other", &authz, &error), 0);
+    assert_false(authz_allows(authz, ""));
+    if (access("/etc/pam.d/other", R_OK) == 0 && access("/etc/pam.d/common-account", R_OK) == 0) {
+        assert_true(authz_allows(authz, "root"));
+        assert_false(authz_allows(authz, "evnbd-no-such-user"));
+    }
+    authz_free(authz);
+#endif
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_simple),
+        cmocka_unit_test(test_empty_name),
+        cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_globs),
+        cmocka_unit_test(test_bad_lists),
+        cmocka_unit_test(test_file_is_read_again),
+        cmocka_unit_test(test_file_is_read_once),
+        cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_pam),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

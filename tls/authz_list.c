@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Authorization by a list of rules, given in options or in a file.
+ *
+ * A list that came from a file remembers the bytes of the file as they were last seen, good or bad.
+ * Comparing them needs no trust in time stamps, and tells each bad state once.
+ */
+#include "tls/authz.h"
+
+#include "base/checked.h"
+#include "base/file_read.h"
+#include "base/log.h"
+#include "tls/authz_kind.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FILE_BYTES_MAX MIB
+
+enum policy { POLICY_DENY, POLICY_ALLOW };
+enum match_format { FORMAT_EXACT, FORMAT_GLOB };
+
+static const char *const policy_words[] = {"deny", "allow", NULL};
+static const char *const format_words[] = {"exact", "glob", NULL};
+
+struct rule {
+    char *match;
+    int policy; /* enum policy */
+    int format; /* enum match_format */
+};
+
+struct rules {
+    int policy;   /* enum policy: when no rule matches */
+    json_t *tree; /* while parsing */
+    struct rule *rules;
+    size_t count;
+};
+
+static const struct option_row rule_rows[] = {
+    {"match", OPTION_STRING, offsetof(struct rule, match), NULL, "name, or pattern"},
+    {"policy", OPTION_ENUM, offsetof(struct rule, policy), policy_words, "what then"},
+    {"format", OPTION_ENUM, offsetof(struct rule, format), format_words, "how to compare"},
+    {NULL},
+};
+
+static const struct option_row list_rows[] = {
+    {"policy", OPTION_ENUM, offsetof(struct rules, policy), policy_words, "when no rule matches"},
+    {"rules", OPTION_LIST, offsetof(struct rules, tree), NULL, "what decides"},
+    {NULL},
+};
+
+struct list_authz {
+    struct authz authz;
+    struct rules rules;
+};
+
+struct file_authz {
+    struct authz authz;
+    char *filename;
+    bool refresh;
+    struct rules rules;
+    uint8_t *seen; /* the file as it was last read */
+    size_t seen_length;
+    bool unreadable; /* ... when it could not be read */
+};
+
+/* ---- Rules ---- */
+
+static void rules_free(struct rules *rules)
+{
+    for (size_t i = 0; i < rules->count; i++)
+        options_release(rule_rows, &rules->rules[i]);
+    options_release(list_rows, rules);
+    free(rules->rules);
+    *rules = (struct rules){0};
+}
+
+static int take_rule(struct rule *rule, json_t *tree, const char *what, struct error *error)
+{
+    int r;
+
+    if (!json_is_object(tree))
+        return error_set(error, EINVAL, "%s must be a group of match, policy and format", what);
+    if (!json_object_get(tree, "match"))
+        return error_set(error, EINVAL, "Option 'match' of %s is missing", what);
+    if (!json_object_get(tree, "policy"))
+        return error_set(error, EINVAL, "Option 'policy' of %s is missing: allow or deny", what);
+    r = options_take(tree, rule_rows, rule, what, error);
+    if (r == 0)
+        r = options_finish(tree, rule_rows, what, error);
+    return r;
+}
+
+static int take_rules(struct rules *rules, struct error *error)
+{
+    size_t count = json_array_size(rules->tree);
+    char what[32];
+
+    rules->rules = calloc(count ? count : 1, sizeof(*rules->rules));
+    if (!rules->rules)
+        return error_set(error, ENOMEM, "out of memory");
+    for (size_t i = 0; i < count; i++) {
+        int r;
+
+        snprintf(what, sizeof(what), "rule %zu", i);
+        rules->count = i + 1;
+        r = take_rule(&rules->rules[i], json_array_get(rules->tree, i), what, error);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* Fills *ret, which needs no release on failure. */
+static int rules_parse(struct rules *ret, json_t *tree, struct error *error)
+{
+    struct rules rules = {.policy = POLICY_DENY};
+    int r = options_take(tree, list_rows, &rules, "an authorization list", error);
+
+    if (r == 0)
+        r = options_finish(tree, list_rows, "an authorization list", error);
+    if (r == 0)
+        r = take_rules(&rules, error);
+    json_decref(rules.tree);
+    rules.tree = NULL;
+    if (r < 0)
+        rules_free(&rules);
+    else
+        *ret = rules;
+    return r;
+}
+
+/* * is any text, ? any byte.  Goes back to the last star only, so it takes no exponential time. */
+static bool glob_matches(const char *pattern, const char *text)
+{
+    const char *after_star = NULL, *from = NULL;
+
+    while (*text) {
+        if (*pattern == '*') {
+            after_star = ++pattern;
+            from = text;
+        } else if (*pattern == '?' || *pattern == *text) {
+            pattern++;
+            text++;
+        } else if (after_star) {
+            pattern = after_star;
+            text = ++from;
+        } else {
+            return false;
+        }
+    }
+    return pattern[strspn(pattern, "*")] == '\0';
+}
+
+static bool rules_allow(const struct rules *rules, const char *identity)
+{
+    for (size_t i = 0; i < rules->count; i++) {
+        const struct rule *rule = &rules->rules[i];
+
+        if (rule->format == FORMAT_GLOB ? glob_matches(rule->match, identity)
+                                        : strcmp(rule->match, identity) == 0)
+            return rule->policy == POLICY_ALLOW;
+    }
+    return rules->policy == POLICY_ALLOW;
+}
+
+/* ---- A list ---- */
+
+static bool list_allows(const struct authz *authz, const char *identity)
+{
+    return rules_allow(&container_of(authz, struct list_authz, authz)->rules, identity);
+}
+
+static void list_free(struct authz *authz)
+{
+    struct list_authz *list = container_of(authz, struct list_authz, authz);
+
+    rules_free(&list->rules);
+    free(list);
+}
+
+int authz_list_new(json_t *tree, struct authz **ret, struct error *error)
+{
+    struct list_authz *list = calloc(1, sizeof(*list));
+    int r;
+
+    if (!list)
+        return error_set(error, ENOMEM, "out of memory");
+    list->authz = (struct authz){.allows = list_allows, .free = list_free};
+    r = rules_parse(&list->rules, tree, error);
+    if (r < 0)
+        free(list);
+    else
+        *ret = &list->authz;
+    return r;
+}
+
+/* ---- A file ---- */
+
+static int parse_text(const char *text, size_t length, const char *filename, struct rules *ret,
+                      struct error *error)
+{
+    char what[300];
+    json_t *tree;
+    int r;
+
+    snprintf(what, sizeof(what), "The rules in '%s'", filename);
+    if (strlen(text) != length)
+        return error_set(error, EINVAL, "%s are not valid JSON: there is a NUL byte", what);
+    r = options_parse_json(text, what, &tree, error);
+    if (r < 0)
+        return r;
+    r = rules_parse(ret, tree, error);
+    json_decref(tree);
+    if (r < 0)
+        error_prefix(error, "%s are not good: ", what);
+    return r;
+}
+
+/* Reads the file, and if it is another one than before and good, goes by it. */
+static int file_load(struct file_authz *file, struct error *error)
+{
+    struct rules rules;
+    uint8_t *data;
+    size_t length;
+    int r = file_read(file->filename, FILE_BYTES_MAX, &data, &length, error);
+
+    file->unreadable = r < 0;
+    if (r < 0)
+        return r;
+    if (file->seen && length == file->seen_length && memcmp(data, file->seen, length) == 0) {
+        free(data);
+        return 0;
+    }
+    free(file->seen);
+    file->seen = data;
+    file->seen_length = length;
+    r = parse_text((const char *)data, length, file->filename, &rules, error);
+    if (r < 0)
+        return r;
+    rules_free(&file->rules);
+    file->rules = rules;
+    return 0;
+}
+
+static void file_refresh(struct file_authz *file)
+{
+    bool told = file->unreadable;
+    struct error error = {""};
+
+    if (file_load(file, &error) < 0 && !(told && file->unreadable))
+        log_warning("%s; the rules stay what they were", error.text);
+}
+
+static bool file_allows(const struct authz *authz, const char *identity)
+{
+    struct file_authz *file = container_of(authz, struct file_authz, authz);
+
+    if (file->refresh)
+        file_refresh(file);
+    return rules_allow(&file->rules, identity);
+}
+
+static void file_free(struct authz *authz)
+{
+    struct file_authz *file = container_of(authz, struct file_authz, authz);
+
+    rules_free(&file->rules);
+    free(file->filename);
+    free(file->seen);
+    free(file);
+}
+
+int authz_list_file_new(const char *filename, bool refresh, struct authz **ret, struct error *error)
+{
+    struct file_authz *file = calloc(1, sizeof(*file));
+    int r;
+
+    if (!file)
+        return error_set(error, ENOMEM, "out of memory");
+    file->authz = (struct authz){.allows = file_allows, .free = file_free};
+    file->refresh = refresh;
+    file->filename = strdup(filename);
+    r = file->filename ? file_load(file, error) : error_set(error, ENOMEM, "out of memory");
+    if (r < 0)
+        file_free(&file->authz);
+    else
+        *ret = &file->authz;
+    return r;
+}
