@@ -10,6 +10,7 @@
 #include "base/size.h"
 #include "blockcore/snapshot.h"
 #include "daemon/image_name.h"
+#include "daemon/objects.h"
 #include "nbd/wire.h"
 
 #include <errno.h>
@@ -19,10 +20,11 @@
 
 #define NOT_GIVEN UINT64_MAX
 
-enum group { GROUP_CONNECTION, GROUP_TLS, GROUP_IMAGE, GROUP_LIST, GROUP_PROCESS };
+enum group { GROUP_CONNECTION, GROUP_TLS, GROUP_SECURITY, GROUP_IMAGE, GROUP_LIST, GROUP_PROCESS };
 
 static const char *const groups[] = {
-    "Connections", "TLS", "Image", "Listing the exports of a server", "Process", NULL};
+    "Connections", "TLS", "Secrets and access", "Image", "Listing the exports of a server",
+    "Process",     NULL};
 
 static const struct cli_word cache_words[] = {
     {"none", CACHE_NONE},
@@ -98,6 +100,16 @@ static int after_trace(void *target, struct error *error)
     if (strcmp(a->traces.items[a->traces.count - 1], "help") != 0)
         return 0;
     a->action = ACTION_LIST_TRACE_POINTS;
+    return 1;
+}
+
+static int after_object(void *target, struct error *error)
+{
+    struct arguments *a = target;
+
+    if (!objects_help_wanted(a->objects.items[a->objects.count - 1]))
+        return 0;
+    a->action = ACTION_LIST_OBJECTS;
     return 1;
 }
 
@@ -187,14 +199,6 @@ static const struct cli_row rows[] = {
      .group = GROUP_CONNECTION,
      .help = "serve up to NUM clients at a time from one address, or of one user of a Unix socket; "
              "0 for no limit (default)"},
-    {.name = "allow",
-     .argument = "RULE",
-     .kind = CLI_LIST,
-     TARGET(allowed),
-     .after = after_per_device,
-     .group = GROUP_CONNECTION,
-     .help = "let in only clients that meet a rule, such as uid=1000 or address=10.0.0.0/8; can be "
-             "repeated (default: everybody)"},
     {.name = "oldstyle",
      .kind = CLI_FLAG,
      TARGET(oldstyle),
@@ -233,6 +237,23 @@ static const struct cli_row rows[] = {
      .after = after_per_device,
      .group = GROUP_TLS,
      .help = "let in only clients with a certificate of the CA in ca-cert.pem"},
+
+    {.name = "allow",
+     .argument = "RULE",
+     .kind = CLI_LIST,
+     TARGET(allowed),
+     .after = after_per_device,
+     .group = GROUP_SECURITY,
+     .help = "let in only clients that meet a rule, such as uid=1000 or address=10.0.0.0/8; can be "
+             "repeated (default: everybody)"},
+    {.name = "object",
+     .argument = "TYPE,id=ID,...",
+     .kind = CLI_LIST,
+     TARGET(objects),
+     .after = after_object,
+     .group = GROUP_SECURITY,
+     .help = "make an object that other options name by its id: a secret or who is allowed; 'help' "
+             "lists the types, 'TYPE,help' their properties; can be repeated"},
 
     {.name = "format",
      .letter = 'f',
@@ -410,9 +431,9 @@ _Static_assert(ARRAY_SIZE(rows) <= CLI_ROWS_MAX, "the parser's tables hold every
 
 /* Options of qemu-nbd that are no mistake, only not there yet. */
 static const struct cli_later later[] = {
-    {"connect", 'c'},   {"disconnect", 'd'},  {"image-opts", 0}, {"object", 0},
-    {"partition", 'P'}, {"selinux-label", 0}, {"snapshot", 's'}, {"tls-authz", 0},
-    {"tls-creds", 0},   {"tls-hostname", 0},  {NULL, 0},
+    {"connect", 'c'},     {"disconnect", 'd'}, {"image-opts", 0}, {"partition", 'P'},
+    {"selinux-label", 0}, {"snapshot", 's'},   {"tls-authz", 0},  {"tls-creds", 0},
+    {"tls-hostname", 0},  {NULL, 0},
 };
 
 const struct cli arguments_cli = {

@@ -12,6 +12,7 @@ enum arguments_action {
     ACTION_VERSION,
     ACTION_LIST_OPTIONS,
     ACTION_LIST_TRACE_POINTS,
+    ACTION_LIST_OBJECTS,
 };
 
 enum cache_mode { CACHE_WRITEBACK, CACHE_WRITETHROUGH, CACHE_NONE, CACHE_DIRECTSYNC, CACHE_UNSAFE };
@@ -54,6 +55,8 @@ struct arguments {
     int detect_zeroes; /* enum detect_zeroes */
     bool allocation_depth;
     struct cli_list bitmaps; /* names */
+
+    struct cli_list objects; /* values of --object */
 
     bool fork;
     const char *pid_file; /* or NULL */

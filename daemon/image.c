@@ -23,7 +23,8 @@ static const struct cache_flags {
     [CACHE_UNSAFE] = {NODE_NO_FLUSH, false},
 };
 
-struct block_context image_context(const struct arguments *arguments)
+struct block_context image_context(const struct arguments *arguments,
+                                   const struct secret_store *secrets)
 {
     static const struct io_engine *const engines[] = {
         [AIO_BEST] = NULL,
@@ -35,6 +36,7 @@ struct block_context image_context(const struct arguments *arguments)
     return (struct block_context){
         .drivers = block_drivers,
         .engine = engines[arguments->aio],
+        .secrets = secrets,
     };
 }
 

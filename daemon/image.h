@@ -6,8 +6,9 @@
 #include "blockcore/node.h"
 #include "daemon/arguments.h"
 
-/* The context for the chosen --aio; it has to outlive the image. */
-struct block_context image_context(const struct arguments *arguments);
+/* The context for the chosen --aio, with these secrets; it has to outlive the image. */
+struct block_context image_context(const struct arguments *arguments,
+                                   const struct secret_store *secrets);
 
 /*
  * Opens the image, behind --offset where there is one.  *ret_guessed_raw: no format was given and

@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "base/log.h"
 #include "base/reactor.h"
+#include "daemon/security.h"
 #include "nbd/inquiry.h"
 #include "nbd/wire.h"
 
@@ -111,11 +112,15 @@ int list_run(const struct arguments *arguments, FILE *out, struct error *error)
         .limit_ns = (int64_t)arguments->handshake_limit * SECOND_NS,
         .error = error,
     };
+    struct security security;
     int err = reactor_init(error);
 
     if (err < 0)
         return err;
-    err = reactor_run_coroutine(inquire, &inquiry);
+    err = security_open(&security, arguments, error);
+    if (err == 0)
+        err = reactor_run_coroutine(inquire, &inquiry);
+    security_close(&security);
     reactor_fini();
     if (err == -ENOMEM && !error->text[0])
         error_set(error, ENOMEM, "out of memory");

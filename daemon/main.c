@@ -9,6 +9,7 @@
 #include "daemon/arguments.h"
 #include "daemon/daemonize.h"
 #include "daemon/list.h"
+#include "daemon/objects.h"
 #include "daemon/serve.h"
 
 #include <errno.h>
@@ -52,6 +53,9 @@ static int inform(const struct arguments *arguments, const char *program, struct
         break;
     case ACTION_VERSION:
         print_version(program);
+        break;
+    case ACTION_LIST_OBJECTS:
+        objects_print_help(arguments->objects.items[arguments->objects.count - 1], stdout);
         break;
     case ACTION_LIST_OPTIONS:
         cli_print_options(&arguments_cli, stdout);

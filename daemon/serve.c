@@ -19,8 +19,8 @@
 #include "blockcore/drivers.h"
 #include "daemon/image.h"
 #include "daemon/pid_file.h"
+#include "daemon/security.h"
 #include "daemon/tls.h"
-#include "nbd/access.h"
 #include "nbd/server.h"
 
 #include <errno.h>
@@ -43,7 +43,7 @@ struct serve {
     struct block_context context;
     struct node *node;
     bool guessed_raw;
-    struct nbd_access access;
+    struct security security;
     struct nbd_exports exports;
     struct nbd_export *nbd_export;
     struct daemon_tls tls;
@@ -107,25 +107,6 @@ static int add_contexts(struct serve *serve, struct nbd_export *e)
     return err;
 }
 
-/* Who may use the export. */
-static int read_access_rules(struct serve *serve)
-{
-    const struct cli_list *allowed = &serve->arguments->allowed;
-    char shown[80];
-
-    for (size_t i = 0; i < allowed->count; i++) {
-        const char *rule = allowed->items[i];
-        int err = nbd_access_add_text(&serve->access, rule, serve->error);
-
-        if (err < 0) {
-            error_prefix(serve->error, "Invalid access rule '%s': ",
-                         error_escape(shown, sizeof(shown), rule, strlen(rule)));
-            return err;
-        }
-    }
-    return 0;
-}
-
 /* In a coroutine. */
 static int open_export(void *arg)
 {
@@ -146,7 +127,7 @@ static int open_export(void *arg)
     /* Behind an offset, the first block of the export is not where a format is looked for. */
     e->protect_header = serve->guessed_raw && a->offset == 0;
     e->probe_drivers = block_drivers;
-    e->access = &serve->access;
+    e->access = &serve->security.access;
     list_append(&serve->exports.list, &e->link);
     if (!*a->export_name)
         serve->exports.default_export = e;
@@ -275,10 +256,12 @@ static int watch_signals(struct serve *serve)
 static int start(struct serve *serve, struct daemonize *daemonize)
 {
     const struct arguments *a = serve->arguments;
-    int err = read_access_rules(serve);
+    int err = security_open(&serve->security, a, serve->error);
 
-    if (err == 0)
-        err = daemon_tls_init(&serve->tls, a, serve->error);
+    if (err < 0)
+        return err;
+    serve->context = image_context(a, objects_secrets(serve->security.objects));
+    err = daemon_tls_init(&serve->tls, a, serve->error);
     if (err == 0)
         err = in_coroutine(serve, open_export);
     if (err == 0)
@@ -314,7 +297,7 @@ static int finish(struct serve *serve)
     nbd_server_free(serve->server);
     daemon_tls_fini(&serve->tls);
     err = in_coroutine(serve, close_export);
-    nbd_access_fini(&serve->access);
+    security_close(&serve->security);
     pid_file_remove(&serve->pid_file);
     block_signals();
     reactor_fini();
@@ -328,7 +311,6 @@ int serve_run(const struct arguments *arguments, const struct activation *activa
         .arguments = arguments,
         .activation = activation,
         .error = error,
-        .context = image_context(arguments),
         .pid_file = {.fd = -1},
     };
     int start_err, end_err;
@@ -337,7 +319,6 @@ int serve_run(const struct arguments *arguments, const struct activation *activa
     if (start_err < 0)
         return start_err;
     raise_descriptor_limit();
-    nbd_access_init(&serve.access);
     nbd_exports_init(&serve.exports);
     start_err = start(&serve, daemonize);
     if (start_err == 0) {

@@ -85,6 +85,7 @@ static void assert_same(const struct arguments *got, const struct arguments *wan
     assert_int_equal(got->detect_zeroes, wanted->detect_zeroes);
     assert_int_equal(got->allocation_depth, wanted->allocation_depth);
     assert_int_equal(got->bitmaps.count, wanted->bitmaps.count);
+    assert_int_equal(got->objects.count, wanted->objects.count);
     assert_int_equal(got->fork, wanted->fork);
     assert_text(got->pid_file, wanted->pid_file);
     assert_int_equal(got->verbose, wanted->verbose);
@@ -210,6 +211,15 @@ static const struct good_row good_rows[] = {
     {"the list of options",
      {"--list-options"},
      {BASE, .image = NULL, .action = ACTION_LIST_OPTIONS}},
+    {"the list of types of objects",
+     {"--object", "help", "--bogus"},
+     {BASE, .image = NULL, .action = ACTION_LIST_OBJECTS, .objects = {.count = 1}}},
+    {"the properties of a type",
+     {"--object=secret,id=a", "--object=secret,help"},
+     {BASE, .image = NULL, .action = ACTION_LIST_OBJECTS, .objects = {.count = 2}}},
+    {"objects and rules",
+     {"--object=secret,id=a", "--object=secret,id=b", "--allow=uid=1", "disk"},
+     {BASE, .objects = {.count = 2}, .allowed = {.count = 1}}},
     {"the list of trace points",
      {"-T", "help"},
      {BASE, .image = NULL, .action = ACTION_LIST_TRACE_POINTS, .traces = {.count = 1}}},

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Types of objects, a row each, inside of daemon/.
+ *
+ *   objects.c         texts to objects, their order, looking them up
+ *   object_secret.c   secret, secret_keyring
+ *   object_authz.c    authz-*
+ */
+#ifndef EVNBD_DAEMON_OBJECT_TYPE_H
+#define EVNBD_DAEMON_OBJECT_TYPE_H
+
+#include "base/options.h"
+#include "daemon/objects.h"
+
+struct object;
+
+enum object_family { OBJECT_SECRET, OBJECT_AUTHZ };
+
+struct object_type {
+    const char *name;
+    enum object_family family; /* also their order */
+    const struct option_row *rows;
+    /* Makes the object out of its tree. */
+    int (*make)(struct objects *objects, struct object *object, struct error *error);
+};
+
+struct object {
+    struct list link;
+    const struct object_type *type;
+    char *id;
+    json_t *tree; /* what was not taken yet */
+    bool made;
+    struct authz *authz; /* of OBJECT_AUTHZ */
+};
+
+struct objects {
+    struct list list; /* of struct object, as given */
+    struct secret_store secrets;
+};
+
+extern const struct object_type object_types[]; /* ends with a row without a name */
+
+extern const struct option_row object_secret_rows[], object_secret_keyring_rows[];
+int object_make_secret(struct objects *objects, struct object *object, struct error *error);
+int object_make_secret_keyring(struct objects *objects, struct object *object, struct error *error);
+
+extern const struct option_row object_authz_simple_rows[], object_authz_list_rows[],
+    object_authz_list_file_rows[], object_authz_pam_rows[];
+int object_make_authz_simple(struct objects *objects, struct object *object, struct error *error);
+int object_make_authz_list(struct objects *objects, struct object *object, struct error *error);
+int object_make_authz_list_file(struct objects *objects, struct object *object,
+                                struct error *error);
+int object_make_authz_pam(struct objects *objects, struct object *object, struct error *error);
+
+/* Takes the properties of the object by its rows, and refuses what is left over. */
+int object_take(struct object *object, void *target, struct error *error);
+/* The same message for every property that cannot be left out. */
+int object_missing(const char *property, struct error *error);
+
+#endif

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Objects: what --object describes and other options refer to by id: secrets, authorizations, TLS
+ * credentials.  They are made in the order of need, whatever the order on the command line: secrets
+ * first, and of these first the ones that others are encrypted with.
+ */
+#ifndef EVNBD_DAEMON_OBJECTS_H
+#define EVNBD_DAEMON_OBJECTS_H
+
+#include "base/secret.h"
+#include "daemon/cli.h"
+
+struct authz;
+struct objects;
+
+/*
+ * Makes the objects that the values of --object describe ("TYPE,id=ID,..." or JSON); their files
+ * are read here.  Negative errno with a sentence.
+ */
+int objects_new(const struct cli_list *values, struct objects **ret, struct error *error);
+void objects_free(struct objects *objects); /* NULL is fine */
+
+/* The secrets; valid while the objects live. */
+const struct secret_store *objects_secrets(const struct objects *objects);
+/* The authorization of this id; NULL: there is none, with a sentence. */
+const struct authz *objects_authz(const struct objects *objects, const char *id,
+                                  struct error *error);
+
+/* Whether the value of --object asks for help: "help", or "TYPE,help". */
+bool objects_help_wanted(const char *value);
+/* Prints the types, or the properties of one type. */
+void objects_print_help(const char *value, FILE *out);
+
+#endif
