@@ -238,6 +238,25 @@ static const struct cli_row rows[] = {
      .group = GROUP_TLS,
      .help = "let in only clients with a certificate of the CA in ca-cert.pem"},
 
+    {.name = "tls-creds",
+     .argument = "ID",
+     .kind = CLI_STRING,
+     TARGET(tls_creds),
+     .group = GROUP_TLS,
+     .help = "require TLS with the credentials of this object (see --object)"},
+    {.name = "tls-authz",
+     .argument = "ID",
+     .kind = CLI_STRING,
+     TARGET(tls_authz),
+     .group = GROUP_TLS,
+     .help = "let in only clients that this object allows (see --object)"},
+    {.name = "tls-hostname",
+     .argument = "NAME",
+     .kind = CLI_STRING,
+     TARGET(tls_hostname),
+     .group = GROUP_TLS,
+     .help = "name that the server's certificate has to be for"},
+
     {.name = "allow",
      .argument = "RULE",
      .kind = CLI_LIST,
@@ -432,8 +451,7 @@ _Static_assert(ARRAY_SIZE(rows) <= CLI_ROWS_MAX, "the parser's tables hold every
 /* Options of qemu-nbd that are no mistake, only not there yet. */
 static const struct cli_later later[] = {
     {"connect", 'c'},     {"disconnect", 'd'}, {"image-opts", 0}, {"partition", 'P'},
-    {"selinux-label", 0}, {"snapshot", 's'},   {"tls-authz", 0},  {"tls-creds", 0},
-    {"tls-hostname", 0},  {NULL, 0},
+    {"selinux-label", 0}, {"snapshot", 's'},   {NULL, 0},
 };
 
 const struct cli arguments_cli = {
@@ -531,20 +549,46 @@ static int check_snapshot(const char *text, struct error *error)
     return err;
 }
 
-static int check_tls(const struct arguments *a, struct error *error)
+static int check_tls_sources(const struct arguments *a, struct error *error)
 {
-    bool credentials = a->tls_certificates || a->tls_psk;
-
-    if (a->tls_certificates && a->tls_psk)
+    if (!!a->tls_certificates + !!a->tls_psk + !!a->tls_creds > 1)
         return error_set(error, EINVAL,
-                         "--tls-certificates and --tls-psk cannot be used together: clients are "
-                         "either verified by certificates or by keys");
+                         "--tls-creds, --tls-certificates and --tls-psk cannot be used together: "
+                         "clients are either verified by certificates or by keys");
     if (a->tls_verify_peer && !a->tls_certificates)
         return error_set(error, EINVAL, "--tls-verify-peer needs --tls-certificates");
+    return 0;
+}
+
+/* What needs credentials, and which action it is for. */
+static int check_tls_uses(const struct arguments *a, bool credentials, struct error *error)
+{
+    if (a->tls_authz && a->action == ACTION_LIST)
+        return error_set(error, EINVAL, "TLS authorization is incompatible with export list");
+    if (a->tls_authz && (!credentials || a->tls == TLS_USE_OFF))
+        return error_set(error, EINVAL,
+                         "--tls-authz is not permitted without --tls-creds, --tls-certificates or "
+                         "--tls-psk");
+    if (a->tls_hostname && !credentials)
+        return error_set(error, EINVAL, "--tls-hostname is not permitted without --tls-creds");
+    if (a->tls_hostname && a->action == ACTION_SERVE)
+        return error_set(error, EINVAL, "TLS hostname is only supported with export list");
+    return 0;
+}
+
+static int check_tls(const struct arguments *a, struct error *error)
+{
+    bool credentials = a->tls_creds || a->tls_certificates || a->tls_psk;
+    int err = check_tls_sources(a, error);
+
+    if (err == 0)
+        err = check_tls_uses(a, credentials, error);
+    if (err < 0)
+        return err;
     if (a->tls > TLS_USE_OFF && !credentials)
         return error_set(error, EINVAL,
-                         "--tls needs something to prove who this server is: --tls-certificates "
-                         "or --tls-psk");
+                         "--tls needs something to prove who this server is: --tls-certificates, "
+                         "--tls-psk or --tls-creds");
     if (a->oldstyle && credentials && a->tls != TLS_USE_OFF)
         return error_set(error, EINVAL, "--oldstyle has no TLS");
     return 0;

@@ -43,6 +43,9 @@ struct arguments {
     const char *tls_certificates; /* directory, or NULL */
     const char *tls_psk;          /* file, or NULL */
     bool tls_verify_peer;
+    const char *tls_creds; /* id of an object, or NULL; the same below */
+    const char *tls_authz;
+    const char *tls_hostname; /* that the server's certificate has to be for */
 
     const char *format;   /* NULL: probe */
     const char *snapshot; /* of the image, that is exported; NULL: the disk as it is */

@@ -8,7 +8,7 @@
 #include "base/checked.h"
 #include "base/log.h"
 #include "base/reactor.h"
-#include "daemon/security.h"
+#include "daemon/objects.h"
 #include "nbd/inquiry.h"
 #include "nbd/wire.h"
 
@@ -103,6 +103,18 @@ static void warn_about_problems(const struct nbd_remote *remote)
     }
 }
 
+static int refuse_tls(const struct arguments *a, const struct objects *objects, struct error *error)
+{
+    struct tls_credentials *credentials;
+    int err =
+        a->tls_creds ? objects_tls(objects, a->tls_creds, TLS_CLIENT, &credentials, error) : 0;
+
+    if (err < 0 || !a->tls_creds)
+        return err;
+    tls_credentials_unref(credentials);
+    return error_set(error, ENOTSUP, "a list over TLS is not supported yet");
+}
+
 int list_run(const struct arguments *arguments, FILE *out, struct error *error)
 {
     struct inquiry inquiry = {
@@ -112,15 +124,17 @@ int list_run(const struct arguments *arguments, FILE *out, struct error *error)
         .limit_ns = (int64_t)arguments->handshake_limit * SECOND_NS,
         .error = error,
     };
-    struct security security;
+    struct objects *objects = NULL;
     int err = reactor_init(error);
 
     if (err < 0)
         return err;
-    err = security_open(&security, arguments, error);
+    err = objects_new(&arguments->objects, &objects, error);
+    if (err == 0)
+        err = refuse_tls(arguments, objects, error);
     if (err == 0)
         err = reactor_run_coroutine(inquire, &inquiry);
-    security_close(&security);
+    objects_free(objects);
     reactor_fini();
     if (err == -ENOMEM && !error->text[0])
         error_set(error, ENOMEM, "out of memory");

@@ -5,6 +5,7 @@
  *   objects.c         texts to objects, their order, looking them up
  *   object_secret.c   secret, secret_keyring
  *   object_authz.c    authz-*
+ *   object_tls.c      tls-creds-*
  */
 #ifndef EVNBD_DAEMON_OBJECT_TYPE_H
 #define EVNBD_DAEMON_OBJECT_TYPE_H
@@ -14,7 +15,7 @@
 
 struct object;
 
-enum object_family { OBJECT_SECRET, OBJECT_AUTHZ };
+enum object_family { OBJECT_SECRET, OBJECT_AUTHZ, OBJECT_TLS };
 
 struct object_type {
     const char *name;
@@ -30,7 +31,8 @@ struct object {
     char *id;
     json_t *tree; /* what was not taken yet */
     bool made;
-    struct authz *authz; /* of OBJECT_AUTHZ */
+    struct authz *authz;                 /* of OBJECT_AUTHZ */
+    struct tls_credentials *credentials; /* of OBJECT_TLS */
 };
 
 struct objects {
@@ -51,6 +53,12 @@ int object_make_authz_list(struct objects *objects, struct object *object, struc
 int object_make_authz_list_file(struct objects *objects, struct object *object,
                                 struct error *error);
 int object_make_authz_pam(struct objects *objects, struct object *object, struct error *error);
+
+extern const struct option_row object_tls_x509_rows[], object_tls_psk_rows[],
+    object_tls_anon_rows[];
+int object_make_tls_x509(struct objects *objects, struct object *object, struct error *error);
+int object_make_tls_psk(struct objects *objects, struct object *object, struct error *error);
+int object_make_tls_anon(struct objects *objects, struct object *object, struct error *error);
 
 /* Takes the properties of the object by its rows, and refuses what is left over. */
 int object_take(struct object *object, void *target, struct error *error);

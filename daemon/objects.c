@@ -21,6 +21,9 @@ const struct object_type object_types[] = {
     {"authz-simple", OBJECT_AUTHZ, object_authz_simple_rows, object_make_authz_simple},
     {"secret", OBJECT_SECRET, object_secret_rows, object_make_secret},
     {"secret_keyring", OBJECT_SECRET, object_secret_keyring_rows, object_make_secret_keyring},
+    {"tls-creds-anon", OBJECT_TLS, object_tls_anon_rows, object_make_tls_anon},
+    {"tls-creds-psk", OBJECT_TLS, object_tls_psk_rows, object_make_tls_psk},
+    {"tls-creds-x509", OBJECT_TLS, object_tls_x509_rows, object_make_tls_x509},
     {NULL},
 };
 
@@ -207,7 +210,7 @@ static int make_all(struct objects *objects, struct error *error)
     unsigned made;
     int r;
 
-    for (int family = OBJECT_SECRET; family <= OBJECT_AUTHZ; family++) {
+    for (int family = OBJECT_SECRET; family <= OBJECT_TLS; family++) {
         do {
             r = make_round(objects, (enum object_family)family, &made, error);
         } while (r == 0 && made > 0);
@@ -247,6 +250,7 @@ void objects_free(struct objects *objects)
         struct object *object = list_entry(node, struct object, link);
 
         authz_free(object->authz);
+        tls_credentials_unref(object->credentials);
         json_decref(object->tree);
         free(object->id);
         free(object);
@@ -262,8 +266,7 @@ const struct secret_store *objects_secrets(const struct objects *objects)
     return &objects->secrets;
 }
 
-const struct authz *objects_authz(const struct objects *objects, const char *id,
-                                  struct error *error)
+struct authz *objects_authz(const struct objects *objects, const char *id, struct error *error)
 {
     const struct object *object = find_object(objects, id);
     char shown[80];
@@ -274,6 +277,26 @@ const struct authz *objects_authz(const struct objects *objects, const char *id,
     else if (!object->authz)
         error_set(error, EINVAL, "Object with id '%s' is not an authorization", shown);
     return object ? object->authz : NULL;
+}
+
+int objects_tls(const struct objects *objects, const char *id, enum tls_endpoint endpoint,
+                struct tls_credentials **ret, struct error *error)
+{
+    static const char start[] = "Failed to get TLS creds";
+    const struct object *object = find_object(objects, id);
+    char shown[80];
+
+    error_escape(shown, sizeof(shown), id, strlen(id));
+    if (!object)
+        return error_set(error, ENOENT, "%s: No TLS credentials with id '%s'", start, shown);
+    if (!object->credentials)
+        return error_set(error, EINVAL, "%s: Object with id '%s' is not TLS credentials", start,
+                         shown);
+    if (tls_credentials_endpoint(object->credentials) != endpoint)
+        return error_set(error, EINVAL, "%s: Expected TLS credentials for a %s endpoint", start,
+                         endpoint == TLS_SERVER ? "server" : "client");
+    *ret = tls_credentials_ref(object->credentials);
+    return 0;
 }
 
 /* ---- Help ---- */

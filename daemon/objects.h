@@ -9,6 +9,7 @@
 
 #include "base/secret.h"
 #include "daemon/cli.h"
+#include "tls/credentials.h"
 
 struct authz;
 struct objects;
@@ -23,8 +24,10 @@ void objects_free(struct objects *objects); /* NULL is fine */
 /* The secrets; valid while the objects live. */
 const struct secret_store *objects_secrets(const struct objects *objects);
 /* The authorization of this id; NULL: there is none, with a sentence. */
-const struct authz *objects_authz(const struct objects *objects, const char *id,
-                                  struct error *error);
+struct authz *objects_authz(const struct objects *objects, const char *id, struct error *error);
+/* The TLS credentials of this id, with a reference for the caller, if they are for that side. */
+int objects_tls(const struct objects *objects, const char *id, enum tls_endpoint endpoint,
+                struct tls_credentials **ret, struct error *error);
 
 /* Whether the value of --object asks for help: "help", or "TYPE,help". */
 bool objects_help_wanted(const char *value);

@@ -6,6 +6,7 @@
  */
 #include "daemon/pid_file.h"
 
+#include "base/path.h"
 #include "base/sys.h"
 
 #include <errno.h>
@@ -16,21 +17,6 @@
 #include <unistd.h>
 
 #define TRIES 10 /* other processes may come and go meanwhile */
-
-static char *absolute_path(const char *path)
-{
-    char *directory, *absolute;
-
-    if (path[0] == '/')
-        return strdup(path);
-    directory = getcwd(NULL, 0);
-    if (!directory)
-        return NULL;
-    if (asprintf(&absolute, "%s/%s", directory, path) < 0)
-        absolute = NULL;
-    free(directory);
-    return absolute;
-}
 
 static bool path_leads_to(const char *path, int fd)
 {
@@ -109,7 +95,7 @@ int pid_file_create(struct pid_file *file, const char *path, struct error *error
 {
     int err = 0;
 
-    *file = (struct pid_file){.path = absolute_path(path), .fd = -1};
+    *file = (struct pid_file){.path = path_absolute(path), .fd = -1};
     if (!file->path)
         return error_set_errno(error, errno, "Could not create '%s'", path);
     for (int i = 0; i < TRIES; i++) {

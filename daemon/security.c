@@ -2,6 +2,9 @@
 /* From options to objects, and from objects to what the server is told. */
 #include "daemon/security.h"
 
+#include "tls/authz.h"
+
+#include <errno.h>
 #include <string.h>
 
 static int read_rules(struct nbd_access *access, const struct cli_list *rules, struct error *error)
@@ -21,6 +24,22 @@ static int read_rules(struct nbd_access *access, const struct cli_list *rules, s
     return 0;
 }
 
+static bool authorize(void *arg, const char *name)
+{
+    return authz_allows(arg, name);
+}
+
+static int set_authorization(struct security *security, const char *id, struct error *error)
+{
+    if (!id)
+        return 0;
+    security->access.authorize_arg = objects_authz(security->objects, id, error);
+    if (!security->access.authorize_arg)
+        return -EINVAL;
+    security->access.authorize = authorize;
+    return 0;
+}
+
 int security_open(struct security *security, const struct arguments *arguments, struct error *error)
 {
     int err;
@@ -28,11 +47,18 @@ int security_open(struct security *security, const struct arguments *arguments, 
     *security = (struct security){0};
     nbd_access_init(&security->access);
     err = objects_new(&arguments->objects, &security->objects, error);
-    return err < 0 ? err : read_rules(&security->access, &arguments->allowed, error);
+    if (err == 0)
+        err = read_rules(&security->access, &arguments->allowed, error);
+    if (err == 0)
+        err = set_authorization(security, arguments->tls_authz, error);
+    if (err == 0)
+        err = daemon_tls_init(&security->tls, arguments, security->objects, error);
+    return err;
 }
 
 void security_close(struct security *security)
 {
+    daemon_tls_fini(&security->tls);
     nbd_access_fini(&security->access);
     objects_free(security->objects);
     security->objects = NULL;

@@ -5,14 +5,17 @@
 
 #include "daemon/arguments.h"
 #include "daemon/objects.h"
+#include "daemon/tls.h"
 #include "nbd/access.h"
 
 struct security {
     struct objects *objects;
     struct nbd_access access; /* of the export */
+    struct daemon_tls tls;
 };
 
-/* Makes the objects and reads the rules; security_close() in any case. */
+/* For serving: makes the objects, reads the rules and the credentials; security_close() in any
+ * case. */
 int security_open(struct security *security, const struct arguments *arguments,
                   struct error *error);
 /* When no export uses the rules, and no image the secrets, any more. */

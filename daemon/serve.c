@@ -20,7 +20,6 @@
 #include "daemon/image.h"
 #include "daemon/pid_file.h"
 #include "daemon/security.h"
-#include "daemon/tls.h"
 #include "nbd/server.h"
 
 #include <errno.h>
@@ -46,7 +45,6 @@ struct serve {
     struct security security;
     struct nbd_exports exports;
     struct nbd_export *nbd_export;
-    struct daemon_tls tls;
     struct nbd_server *server;
     struct pid_file pid_file;
 
@@ -209,7 +207,7 @@ static int start_listening(struct serve *serve)
     const struct arguments *a = serve->arguments;
     const struct nbd_server_config config = {
         .oldstyle = a->oldstyle,
-        .tls = daemon_tls_table(&serve->tls),
+        .tls = daemon_tls_table(&serve->security.tls),
         .connections_max = (unsigned)a->shared,
         .connections_of_one = (unsigned)a->address_limit,
         .handshake_limit_ns = (int64_t)a->handshake_limit * SECOND_NS,
@@ -261,9 +259,7 @@ static int start(struct serve *serve, struct daemonize *daemonize)
     if (err < 0)
         return err;
     serve->context = image_context(a, objects_secrets(serve->security.objects));
-    err = daemon_tls_init(&serve->tls, a, serve->error);
-    if (err == 0)
-        err = in_coroutine(serve, open_export);
+    err = in_coroutine(serve, open_export);
     if (err == 0)
         err = watch_signals(serve);
     if (err == 0)
@@ -295,7 +291,6 @@ static int finish(struct serve *serve)
     int err;
 
     nbd_server_free(serve->server);
-    daemon_tls_fini(&serve->tls);
     err = in_coroutine(serve, close_export);
     security_close(&serve->security);
     pid_file_remove(&serve->pid_file);

@@ -15,16 +15,24 @@ static struct stream *start(void *arg, struct stream *inner)
 
 static int handshake(void *arg, struct stream *stream, unsigned *ret_wait, struct error *error)
 {
-    struct daemon_tls *tls = arg;
-    char name[200];
-    const char *who;
-    int err = tls_stream_handshake(stream, ret_wait, error);
+    return tls_stream_handshake(stream, ret_wait, error);
+}
 
-    if (err < 0 || !tls->allows || tls->allows(tls->allows_arg, tls_stream_identity(stream)))
-        return err;
-    who = tls_stream_identity(stream)->name;
-    return error_set(error, EACCES, "'%s' is not authorized",
-                     error_escape(name, sizeof(name), who, strlen(who)));
+static void identify(void *arg, const struct stream *stream, struct nbd_identity *identity)
+{
+    static const enum nbd_identity_proof proofs[] = {
+        [TLS_X509] = NBD_PROOF_CERTIFICATE,
+        [TLS_PSK] = NBD_PROOF_KEY,
+        [TLS_ANON] = NBD_PROOF_NONE,
+    };
+    const struct tls_identity *proved = tls_stream_identity(stream);
+
+    if (!proved->name[0] && proved->alt_name_count == 0)
+        return;
+    identity->proof = proofs[proved->kind];
+    identity->name = proved->name[0] ? proved->name : NULL;
+    identity->alt_names = proved->alt_names;
+    identity->alt_name_count = proved->alt_name_count;
 }
 
 static const char *describe(void *arg, const struct stream *stream, char *out, size_t out_size)
@@ -40,9 +48,10 @@ static const char *describe(void *arg, const struct stream *stream, char *out, s
     return out;
 }
 
-int daemon_tls_init(struct daemon_tls *tls, const struct arguments *arguments, struct error *error)
+/* What the short options say. */
+static int make_credentials(const struct arguments *a, struct tls_credentials **ret,
+                            struct error *error)
 {
-    const struct arguments *a = arguments;
     const struct tls_credentials_config config = {
         .kind = a->tls_psk ? TLS_PSK : TLS_X509,
         .endpoint = TLS_SERVER,
@@ -52,16 +61,29 @@ int daemon_tls_init(struct daemon_tls *tls, const struct arguments *arguments, s
         .sanity_check = true,
     };
 
+    return tls_credentials_new(&config, ret, error);
+}
+
+int daemon_tls_init(struct daemon_tls *tls, const struct arguments *arguments,
+                    const struct objects *objects, struct error *error)
+{
+    const struct arguments *a = arguments;
+
     tls->table = (struct nbd_tls){
         .required = a->tls != TLS_USE_ON,
         .arg = tls,
         .start = start,
         .handshake = handshake,
         .describe = describe,
+        .identify = identify,
     };
-    if (a->tls == TLS_USE_OFF || (!a->tls_certificates && !a->tls_psk))
+    if (a->tls == TLS_USE_OFF)
         return 0;
-    return tls_credentials_new(&config, &tls->credentials, error);
+    if (a->tls_creds)
+        return objects_tls(objects, a->tls_creds, TLS_SERVER, &tls->credentials, error);
+    if (!a->tls_certificates && !a->tls_psk)
+        return 0;
+    return make_credentials(a, &tls->credentials, error);
 }
 
 void daemon_tls_fini(struct daemon_tls *tls)

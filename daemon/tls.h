@@ -4,6 +4,7 @@
 #define EVNBD_DAEMON_TLS_H
 
 #include "daemon/arguments.h"
+#include "daemon/objects.h"
 #include "nbd/tls.h"
 #include "tls/credentials.h"
 #include "tls/tls_stream.h"
@@ -11,13 +12,12 @@
 struct daemon_tls {
     struct nbd_tls table;
     struct tls_credentials *credentials; /* NULL: TLS is off */
-    /* Whether this peer may come in, asked after its handshake; NULL: any may. */
-    bool (*allows)(const void *arg, const struct tls_identity *identity);
-    const void *allows_arg;
 };
 
-/* Reads the credentials, if there are any. Negative errno with a sentence. */
-int daemon_tls_init(struct daemon_tls *tls, const struct arguments *arguments, struct error *error);
+/* Reads the credentials, or takes those of the object, if there are any. Negative errno with a
+ * sentence. */
+int daemon_tls_init(struct daemon_tls *tls, const struct arguments *arguments,
+                    const struct objects *objects, struct error *error);
 void daemon_tls_fini(struct daemon_tls *tls); /* a zeroed one is fine */
 
 /* For struct nbd_server_config; NULL: off. */

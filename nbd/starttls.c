@@ -74,6 +74,7 @@ static void go_on_inside(struct nbd_connection *c)
 
     c->tls_wait = 0;
     nbd_handshake_secured(c->handshake);
+    tls->identify(tls->arg, c->stream, &c->identity);
     tls->describe(tls->arg, c->stream, c->tls_text, sizeof(c->tls_text));
     TRACE(nbd_tls, "client %s: %s", c->peer, c->tls_text);
     /* Options may have come with the end of the handshake. */

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/stream.h"
+#include "nbd/identity.h"
 
 struct nbd_tls {
     bool required; /* nothing is told or given to a client before STARTTLS */
@@ -22,6 +23,8 @@ struct nbd_tls {
     int (*handshake)(void *arg, struct stream *stream, unsigned *ret_wait, struct error *error);
     /* After the handshake: who it is, and how the session is protected, for the log. */
     const char *(*describe)(void *arg, const struct stream *stream, char *out, size_t out_size);
+    /* After the handshake: sets what it has proved; the strings live as long as the stream. */
+    void (*identify)(void *arg, const struct stream *stream, struct nbd_identity *identity);
 };
 
 #endif

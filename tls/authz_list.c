@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/file_read.h"
 #include "base/log.h"
+#include "base/path.h"
 #include "tls/authz_kind.h"
 
 #include <errno.h>
@@ -281,7 +282,7 @@ int authz_list_file_new(const char *filename, bool refresh, struct authz **ret, 
         return error_set(error, ENOMEM, "out of memory");
     file->authz = (struct authz){.allows = file_allows, .free = file_free};
     file->refresh = refresh;
-    file->filename = strdup(filename);
+    file->filename = path_absolute(filename);
     r = file->filename ? file_load(file, error) : error_set(error, ENOMEM, "out of memory");
     if (r < 0)
         file_free(&file->authz);

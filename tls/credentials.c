@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "base/log.h"
+#include "base/path.h"
 #include "base/sys.h"
 #include "tls/material.h"
 #include "tls/priority.h"
@@ -18,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 struct tls_credentials {
     unsigned references;
@@ -46,20 +46,11 @@ static bool copy_string(const char **ret, const char *text)
     return !text || *ret;
 }
 
-/* The process may change its directory before the files are read again. Links are left as they are.
- */
+/* The process may change its directory before the files are read again. */
 static bool copy_path(const char **ret, const char *path)
 {
-    char *here, *whole = NULL;
-
-    if (!path || path[0] == '/')
-        return copy_string(ret, path);
-    here = getcwd(NULL, 0);
-    if (here && asprintf(&whole, "%s/%s", here, path) < 0)
-        whole = NULL;
-    free(here);
-    *ret = whole;
-    return whole != NULL;
+    *ret = path ? path_absolute(path) : NULL;
+    return !path || *ret;
 }
 
 static bool copy_password(struct tls_credentials *c, const struct secret *password)

@@ -158,10 +158,21 @@ static const char *describe(void *arg, const struct stream *stream, char *out, s
     return out;
 }
 
+static void identify(void *arg, const struct stream *stream, struct nbd_identity *identity)
+{
+    const struct fake_tls *tls = arg;
+
+    (void)stream;
+    identity->proof = tls->name ? NBD_PROOF_KEY : NBD_PROOF_NONE;
+    identity->name = tls->name;
+}
+
 void fake_tls_init(struct fake_tls *tls, bool required)
 {
-    *tls = (struct fake_tls){
-        .table = {
-            .required = required, .start = start, .handshake = handshake, .describe = describe}};
+    *tls = (struct fake_tls){.table = {.required = required,
+                                       .start = start,
+                                       .handshake = handshake,
+                                       .describe = describe,
+                                       .identify = identify}};
     tls->table.arg = tls;
 }

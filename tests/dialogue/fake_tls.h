@@ -18,6 +18,7 @@
 
 struct fake_tls {
     struct nbd_tls table;
+    const char *name;   /* of every client; NULL: nobody has one */
     bool no_memory;     /* start() fails */
     bool refuse;        /* the handshake fails when it is complete */
     bool truncated;     /* an end is one that somebody else may have made */

@@ -95,6 +95,8 @@ REFUSED = {
                      "there are two objects with the id 'a'", False),
     "object-missing-file": (["--object=secret,id=a,file={dir}/none", "{image}"],
                             "Object 'a': Could not open '{dir}/none': ", False),
+    "list-creds-unknown": (["-L", "-k", "{sock}", "--tls-creds=c"],
+                           "Failed to get TLS creds: No TLS credentials with id 'c'", False),
     "object-in-a-list": (["-L", "-k", "{sock}", "--object=secret,id=a"],
                          "Object 'a': Either 'file' or 'data' must be provided", False),
     "name-long": (["-x", LONG, "{image}"], "export name 'nnn", False),

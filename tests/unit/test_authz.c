@@ -210,6 +210,25 @@ static void test_file_is_read_again(void **state)
     free(path);
 }
 
+/* As the process leaves its directory when it goes into the background. */
+static void test_file_of_another_directory(void **state)
+{
+    char *path = test_path(*state, "list"), *here = getcwd(NULL, 0);
+    struct authz *authz;
+    struct error error = {""};
+
+    write_text(path, ALLOW("a"));
+    assert_int_equal(chdir(*state), 0);
+    assert_int_equal(authz_list_file_new("list", true, &authz, &error), 0);
+    assert_int_equal(chdir("/"), 0);
+    write_text(path, ALLOW("b"));
+    assert_true(authz_allows(authz, "b"));
+    assert_int_equal(chdir(here), 0);
+    authz_free(authz);
+    free(here);
+    free(path);
+}
+
 static void test_file_is_read_once(void **state)
 {
     char *path = test_path(*state, "list");
@@ -290,6 +309,7 @@ int main(void)
         cmocka_unit_test(test_globs),
         cmocka_unit_test(test_bad_lists),
         cmocka_unit_test(test_file_is_read_again),
+        cmocka_unit_test(test_file_of_another_directory),
         cmocka_unit_test(test_file_is_read_once),
         cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_pam),

@@ -85,6 +85,9 @@ static void assert_same(const struct arguments *got, const struct arguments *wan
     assert_int_equal(got->detect_zeroes, wanted->detect_zeroes);
     assert_int_equal(got->allocation_depth, wanted->allocation_depth);
     assert_int_equal(got->bitmaps.count, wanted->bitmaps.count);
+    assert_text(got->tls_creds, wanted->tls_creds);
+    assert_text(got->tls_authz, wanted->tls_authz);
+    assert_text(got->tls_hostname, wanted->tls_hostname);
     assert_int_equal(got->objects.count, wanted->objects.count);
     assert_int_equal(got->fork, wanted->fork);
     assert_text(got->pid_file, wanted->pid_file);
@@ -217,6 +220,12 @@ static const struct good_row good_rows[] = {
     {"the properties of a type",
      {"--object=secret,id=a", "--object=secret,help"},
      {BASE, .image = NULL, .action = ACTION_LIST_OBJECTS, .objects = {.count = 2}}},
+    {"TLS by an object",
+     {"--tls-creds=c", "--tls-authz=a", "disk"},
+     {BASE, .tls_creds = "c", .tls_authz = "a"}},
+    {"a list over TLS",
+     {"-L", "--tls-creds=c", "--tls-hostname=h"},
+     {LIST, .tls_creds = "c", .tls_hostname = "h"}},
     {"objects and rules",
      {"--object=secret,id=a", "--object=secret,id=b", "--allow=uid=1", "disk"},
      {BASE, .objects = {.count = 2}, .allowed = {.count = 1}}},
@@ -328,6 +337,34 @@ static const struct bad_row bad_rows[] = {
     {"a list and allocation depth", {"-L", "-A"}, PER_DEVICE, false},
     {"a list and bitmap", {"-L", "-B", "b"}, PER_DEVICE, false},
     {"a list and shared writers", {"-L", "--allow-writers"}, PER_DEVICE, false},
+    {"TLS authorization without TLS",
+     {"--tls-authz=a", "disk"},
+     "--tls-authz is not permitted without --tls-creds",
+     false},
+    {"TLS authorization with TLS off",
+     {"--tls=off", "--tls-creds=c", "--tls-authz=a", "disk"},
+     "--tls-authz is not permitted without --tls-creds",
+     false},
+    {"a list and TLS authorization",
+     {"-L", "--tls-creds=c", "--tls-authz=a"},
+     "TLS authorization is incompatible with export list",
+     false},
+    {"a host name without TLS",
+     {"-L", "--tls-hostname=h"},
+     "--tls-hostname is not permitted without --tls-creds",
+     false},
+    {"a host name for serving",
+     {"--tls-creds=c", "--tls-hostname=h", "disk"},
+     "TLS hostname is only supported with export list",
+     false},
+    {"two kinds of credentials",
+     {"--tls-creds=c", "--tls-psk=f", "disk"},
+     "--tls-creds, --tls-certificates and --tls-psk cannot be used together",
+     false},
+    {"oldstyle with credentials",
+     {"--tls-creds=c", "--oldstyle", "disk"},
+     "--oldstyle has no TLS",
+     false},
     {"a list and access rules", {"-L", "--allow=uid=1"}, PER_DEVICE, false},
     {"a list and oldstyle", {"-L", "--oldstyle"}, PER_DEVICE, false},
     {"an image in JSON", {"json:{}"}, "Failed to open 'json:{}': images described in JSON", false},
