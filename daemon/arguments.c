@@ -256,6 +256,12 @@ static const struct cli_row rows[] = {
      TARGET(tls_hostname),
      .group = GROUP_TLS,
      .help = "name that the server's certificate has to be for"},
+    {.name = "tls-check",
+     .kind = CLI_CONSTANT,
+     .constant = ACTION_TLS_CHECK,
+     TARGET(action),
+     .group = GROUP_TLS,
+     .help = "serve nothing; look at the certificates or keys, and tell what is wrong with them"},
 
     {.name = "allow",
      .argument = "RULE",
@@ -571,6 +577,10 @@ static int check_tls_uses(const struct arguments *a, bool credentials, struct er
                          "--tls-psk");
     if (a->tls_hostname && !credentials)
         return error_set(error, EINVAL, "--tls-hostname is not permitted without --tls-creds");
+    if (a->action == ACTION_TLS_CHECK && !credentials)
+        return error_set(error, EINVAL,
+                         "--tls-check needs something to check: --tls-creds, --tls-certificates or "
+                         "--tls-psk");
     if (a->tls_hostname && a->action == ACTION_SERVE)
         return error_set(error, EINVAL, "TLS hostname is only supported with export list");
     return 0;
@@ -670,7 +680,7 @@ int arguments_check(const struct arguments *arguments, struct error *error)
         err = arguments->socket ? check_unix(arguments, error) : check_tcp(arguments, error);
     if (err == 0)
         err = check_tls(arguments, error);
-    if (err == 0 && arguments->action != ACTION_LIST)
+    if (err == 0 && arguments->action == ACTION_SERVE)
         err = check_image(arguments, error);
     return err;
 }

@@ -8,6 +8,7 @@
 enum arguments_action {
     ACTION_SERVE,
     ACTION_LIST,
+    ACTION_TLS_CHECK,
     ACTION_HELP,
     ACTION_VERSION,
     ACTION_LIST_OPTIONS,

@@ -11,6 +11,7 @@
 #include "daemon/list.h"
 #include "daemon/objects.h"
 #include "daemon/serve.h"
+#include "daemon/tls_check.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -86,7 +87,8 @@ static int act(const struct arguments *arguments, const char *program, struct er
     struct activation activation;
     int err;
 
-    if (arguments->action != ACTION_SERVE && arguments->action != ACTION_LIST)
+    if (arguments->action != ACTION_SERVE && arguments->action != ACTION_LIST &&
+        arguments->action != ACTION_TLS_CHECK)
         return inform(arguments, program, error);
     err = activation_take(&activation, error);
     if (err == 0 && activation.count > 0)
@@ -100,6 +102,10 @@ static int act(const struct arguments *arguments, const char *program, struct er
     signal(SIGPIPE, SIG_IGN);
     if (arguments->action == ACTION_LIST) {
         err = list_run(arguments, stdout, error);
+        return err < 0 ? err : finish_output(error);
+    }
+    if (arguments->action == ACTION_TLS_CHECK) {
+        err = tls_check_run(arguments, stdout, error);
         return err < 0 ? err : finish_output(error);
     }
     return serve(arguments, &activation, error);

@@ -32,12 +32,14 @@ struct object {
     json_t *tree; /* what was not taken yet */
     bool made;
     struct authz *authz;                 /* of OBJECT_AUTHZ */
-    struct tls_credentials *credentials; /* of OBJECT_TLS */
+    struct object_tls *tls;              /* of OBJECT_TLS: how they are described */
+    struct tls_credentials *credentials; /* ... and they themselves, unless only that is wanted */
 };
 
 struct objects {
     struct list list; /* of struct object, as given */
     struct secret_store secrets;
+    bool tls_described_only; /* no credentials are read */
 };
 
 extern const struct object_type object_types[]; /* ends with a row without a name */
@@ -56,6 +58,8 @@ int object_make_authz_pam(struct objects *objects, struct object *object, struct
 
 extern const struct option_row object_tls_x509_rows[], object_tls_psk_rows[],
     object_tls_anon_rows[];
+const struct tls_credentials_config *object_tls_config(const struct object *object);
+void object_tls_free(struct object *object);
 int object_make_tls_x509(struct objects *objects, struct object *object, struct error *error);
 int object_make_tls_psk(struct objects *objects, struct object *object, struct error *error);
 int object_make_tls_anon(struct objects *objects, struct object *object, struct error *error);

@@ -220,7 +220,8 @@ static int make_all(struct objects *objects, struct error *error)
     return refuse_circle(objects, error);
 }
 
-int objects_new(const struct cli_list *values, struct objects **ret, struct error *error)
+static int new_objects(const struct cli_list *values, bool tls_described_only, struct objects **ret,
+                       struct error *error)
 {
     struct objects *objects = calloc(1, sizeof(*objects));
     int r = 0;
@@ -229,6 +230,7 @@ int objects_new(const struct cli_list *values, struct objects **ret, struct erro
         return error_set(error, ENOMEM, "out of memory");
     list_init(&objects->list);
     secret_store_init(&objects->secrets);
+    objects->tls_described_only = tls_described_only;
     for (size_t i = 0; i < values->count && r == 0; i++)
         r = parse_object(objects, values->items[i], error);
     if (r == 0)
@@ -238,6 +240,16 @@ int objects_new(const struct cli_list *values, struct objects **ret, struct erro
     else
         *ret = objects;
     return r;
+}
+
+int objects_new(const struct cli_list *values, struct objects **ret, struct error *error)
+{
+    return new_objects(values, false, ret, error);
+}
+
+int objects_new_described(const struct cli_list *values, struct objects **ret, struct error *error)
+{
+    return new_objects(values, true, ret, error);
 }
 
 void objects_free(struct objects *objects)
@@ -250,7 +262,7 @@ void objects_free(struct objects *objects)
         struct object *object = list_entry(node, struct object, link);
 
         authz_free(object->authz);
-        tls_credentials_unref(object->credentials);
+        object_tls_free(object);
         json_decref(object->tree);
         free(object->id);
         free(object);
@@ -279,24 +291,48 @@ struct authz *objects_authz(const struct objects *objects, const char *id, struc
     return object ? object->authz : NULL;
 }
 
-int objects_tls(const struct objects *objects, const char *id, enum tls_endpoint endpoint,
-                struct tls_credentials **ret, struct error *error)
+static int find_tls(const struct objects *objects, const char *id, const struct object **ret,
+                    struct error *error)
 {
-    static const char start[] = "Failed to get TLS creds";
-    const struct object *object = find_object(objects, id);
     char shown[80];
 
     error_escape(shown, sizeof(shown), id, strlen(id));
-    if (!object)
-        return error_set(error, ENOENT, "%s: No TLS credentials with id '%s'", start, shown);
-    if (!object->credentials)
-        return error_set(error, EINVAL, "%s: Object with id '%s' is not TLS credentials", start,
+    *ret = find_object(objects, id);
+    if (!*ret)
+        return error_set(error, ENOENT, "Failed to get TLS creds: No TLS credentials with id '%s'",
                          shown);
+    if ((*ret)->type->family != OBJECT_TLS)
+        return error_set(error, EINVAL,
+                         "Failed to get TLS creds: Object with id '%s' is not TLS credentials",
+                         shown);
+    return 0;
+}
+
+int objects_tls(const struct objects *objects, const char *id, enum tls_endpoint endpoint,
+                struct tls_credentials **ret, struct error *error)
+{
+    const struct object *object;
+    int r = find_tls(objects, id, &object, error);
+
+    if (r < 0)
+        return r;
     if (tls_credentials_endpoint(object->credentials) != endpoint)
-        return error_set(error, EINVAL, "%s: Expected TLS credentials for a %s endpoint", start,
+        return error_set(error, EINVAL,
+                         "Failed to get TLS creds: Expected TLS credentials for a %s endpoint",
                          endpoint == TLS_SERVER ? "server" : "client");
     *ret = tls_credentials_ref(object->credentials);
     return 0;
+}
+
+int objects_tls_config(const struct objects *objects, const char *id,
+                       const struct tls_credentials_config **ret, struct error *error)
+{
+    const struct object *object;
+    int r = find_tls(objects, id, &object, error);
+
+    if (r == 0)
+        *ret = object_tls_config(object);
+    return r;
 }
 
 /* ---- Help ---- */

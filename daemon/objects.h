@@ -19,6 +19,8 @@ struct objects;
  * are read here.  Negative errno with a sentence.
  */
 int objects_new(const struct cli_list *values, struct objects **ret, struct error *error);
+/* The same, but TLS credentials are not read: for those who look at them before they are used. */
+int objects_new_described(const struct cli_list *values, struct objects **ret, struct error *error);
 void objects_free(struct objects *objects); /* NULL is fine */
 
 /* The secrets; valid while the objects live. */
@@ -28,6 +30,9 @@ struct authz *objects_authz(const struct objects *objects, const char *id, struc
 /* The TLS credentials of this id, with a reference for the caller, if they are for that side. */
 int objects_tls(const struct objects *objects, const char *id, enum tls_endpoint endpoint,
                 struct tls_credentials **ret, struct error *error);
+/* How the TLS credentials of this id are described; valid while the objects live. */
+int objects_tls_config(const struct objects *objects, const char *id,
+                       const struct tls_credentials_config **ret, struct error *error);
 
 /* Whether the value of --object asks for help: "help", or "TYPE,help". */
 bool objects_help_wanted(const char *value);

@@ -48,26 +48,23 @@ static const char *describe(void *arg, const struct stream *stream, char *out, s
     return out;
 }
 
-/* What the short options say. */
-static int make_credentials(const struct arguments *a, struct tls_credentials **ret,
-                            struct error *error)
+struct tls_credentials_config daemon_tls_config(const struct arguments *arguments)
 {
-    const struct tls_credentials_config config = {
-        .kind = a->tls_psk ? TLS_PSK : TLS_X509,
+    return (struct tls_credentials_config){
+        .kind = arguments->tls_psk ? TLS_PSK : TLS_X509,
         .endpoint = TLS_SERVER,
-        .dir = a->tls_certificates,
-        .psk_file = a->tls_psk,
-        .verify_peer = a->tls_verify_peer,
+        .dir = arguments->tls_certificates,
+        .psk_file = arguments->tls_psk,
+        .verify_peer = arguments->tls_verify_peer,
         .sanity_check = true,
     };
-
-    return tls_credentials_new(&config, ret, error);
 }
 
 int daemon_tls_init(struct daemon_tls *tls, const struct arguments *arguments,
                     const struct objects *objects, struct error *error)
 {
     const struct arguments *a = arguments;
+    const struct tls_credentials_config config = daemon_tls_config(a);
 
     tls->table = (struct nbd_tls){
         .required = a->tls != TLS_USE_ON,
@@ -83,7 +80,7 @@ int daemon_tls_init(struct daemon_tls *tls, const struct arguments *arguments,
         return objects_tls(objects, a->tls_creds, TLS_SERVER, &tls->credentials, error);
     if (!a->tls_certificates && !a->tls_psk)
         return 0;
-    return make_credentials(a, &tls->credentials, error);
+    return tls_credentials_new(&config, &tls->credentials, error);
 }
 
 void daemon_tls_fini(struct daemon_tls *tls)

@@ -14,6 +14,9 @@ struct daemon_tls {
     struct tls_credentials *credentials; /* NULL: TLS is off */
 };
 
+/* The credentials that the short options describe, if they do; its strings are theirs. */
+struct tls_credentials_config daemon_tls_config(const struct arguments *arguments);
+
 /* Reads the credentials, or takes those of the object, if there are any. Negative errno with a
  * sentence. */
 int daemon_tls_init(struct daemon_tls *tls, const struct arguments *arguments,

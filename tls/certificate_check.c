@@ -1,30 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/*
- * What peers would refuse in our certificates, found at the start instead of by each of them.
- */
-#include "tls/material.h"
+/* Each check looks at one thing and says what is wrong with it; they do not need each other. */
+#include "tls/certificate_check.h"
 
+#include "base/checked.h"
 #include "base/sys.h"
+#include "tls/material.h"
 
 #include <errno.h>
 #include <string.h>
 #include <time.h>
 
-#include <gnutls/x509.h>
-
-/* Certificates of one file. */
-struct chain {
-    const struct tls_file *file;
-    gnutls_x509_crt_t *certificates;
-    unsigned count;
-};
-
-static int chain_read(struct chain *chain, const struct tls_file *file, struct error *error)
+int tls_chain_read(struct tls_chain *chain, const struct tls_file *file, struct error *error)
 {
     const gnutls_datum_t pem = {file->data, (unsigned)file->length};
     int r;
 
-    *chain = (struct chain){.file = file};
+    *chain = (struct tls_chain){.file = file};
     if (!file->data)
         return 0;
     r = gnutls_x509_crt_list_import2(&chain->certificates, &chain->count, &pem, GNUTLS_X509_FMT_PEM,
@@ -35,7 +26,7 @@ static int chain_read(struct chain *chain, const struct tls_file *file, struct e
                      gnutls_strerror(r));
 }
 
-static void chain_free(struct chain *chain)
+void tls_chain_free(struct tls_chain *chain)
 {
     for (unsigned i = 0; i < chain->count; i++)
         gnutls_x509_crt_deinit(chain->certificates[i]);
@@ -117,15 +108,19 @@ static int check_purpose(gnutls_x509_crt_t certificate, const struct tls_file *f
                      file->label, file->path, endpoint == TLS_SERVER ? "server" : "client");
 }
 
-static int check_issued_by(const struct chain *own, const struct chain *ca, struct error *error)
+/* Dates are checked one by one. */
+static int check_issued_by(const struct tls_chain *own, const struct tls_chain *ca,
+                           struct error *error)
 {
+    const unsigned flags =
+        GNUTLS_VERIFY_DISABLE_TIME_CHECKS | GNUTLS_VERIFY_DISABLE_TRUSTED_TIME_CHECKS;
     gnutls_datum_t text = {0};
     unsigned status = 0;
     int err;
 
     if (ca->count == 0 ||
         (gnutls_x509_crt_list_verify(own->certificates, (int)own->count, ca->certificates,
-                                     (int)ca->count, NULL, 0, 0, &status) >= 0 &&
+                                     (int)ca->count, NULL, 0, flags, &status) >= 0 &&
          status == 0))
         return 0;
     gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &text, 0);
@@ -136,53 +131,83 @@ static int check_issued_by(const struct chain *own, const struct chain *ca, stru
     return err;
 }
 
-static int check_own(const struct chain *own, enum tls_endpoint endpoint, struct error *error)
+static void note(struct tls_problems *problems, int err, const struct error *error)
 {
-    gnutls_x509_crt_t first = own->certificates[0];
-    int err = 0;
-
-    for (unsigned i = 0; i < own->count && err == 0; i++)
-        err = check_dates(own->certificates[i], own->file, error);
-    if (err == 0)
-        err = check_is_ca(first, own->file, false, error);
-    if (err == 0)
-        err = check_usage(first, own->file, GNUTLS_KEY_DIGITAL_SIGNATURE, "digital signatures",
-                          error);
-    if (err == 0)
-        err = check_purpose(first, own->file, endpoint, error);
-    return err;
+    if (err < 0)
+        problems->found(problems, error->text);
 }
 
-static int check_ca(const struct chain *ca, struct error *error)
+static void check_own(const struct tls_chain *own, enum tls_endpoint endpoint,
+                      struct tls_problems *problems)
 {
-    int err = 0;
+    gnutls_x509_crt_t first = own->certificates[0];
+    struct error e;
 
-    for (unsigned i = 0; i < ca->count && err == 0; i++) {
-        err = check_dates(ca->certificates[i], ca->file, error);
-        if (err == 0)
-            err = check_is_ca(ca->certificates[i], ca->file, true, error);
-        if (err == 0)
-            err = check_usage(ca->certificates[i], ca->file, GNUTLS_KEY_KEY_CERT_SIGN,
-                              "the signing of certificates", error);
+    for (unsigned i = 0; i < own->count; i++)
+        note(problems, check_dates(own->certificates[i], own->file, &e), &e);
+    note(problems, check_is_ca(first, own->file, false, &e), &e);
+    note(problems,
+         check_usage(first, own->file, GNUTLS_KEY_DIGITAL_SIGNATURE, "digital signatures", &e), &e);
+    note(problems, check_purpose(first, own->file, endpoint, &e), &e);
+}
+
+static void check_ca(const struct tls_chain *ca, struct tls_problems *problems)
+{
+    struct error e;
+
+    for (unsigned i = 0; i < ca->count; i++) {
+        gnutls_x509_crt_t one = ca->certificates[i];
+
+        note(problems, check_dates(one, ca->file, &e), &e);
+        note(problems, check_is_ca(one, ca->file, true, &e), &e);
+        note(
+            problems,
+            check_usage(one, ca->file, GNUTLS_KEY_KEY_CERT_SIGN, "the signing of certificates", &e),
+            &e);
     }
-    return err;
+}
+
+void tls_chains_check(const struct tls_chain *own, const struct tls_chain *ca,
+                      enum tls_endpoint endpoint, struct tls_problems *problems)
+{
+    struct error e;
+
+    if (own->count > 0)
+        check_own(own, endpoint, problems);
+    check_ca(ca, problems);
+    if (own->count > 0)
+        note(problems, check_issued_by(own, ca, &e), &e);
+}
+
+/* ---- The first problem as an error ---- */
+
+struct first {
+    struct tls_problems problems;
+    struct error *error;
+    bool any;
+};
+
+static void keep_first(struct tls_problems *problems, const char *sentence)
+{
+    struct first *first = container_of(problems, struct first, problems);
+
+    if (!first->any)
+        error_set(first->error, EINVAL, "%s", sentence);
+    first->any = true;
 }
 
 int tls_certificates_check(enum tls_endpoint endpoint, const struct tls_file *certificate,
                            const struct tls_file *ca, struct error *error)
 {
-    struct chain own, cas = {0};
-    int err = chain_read(&own, certificate, error);
+    struct first first = {.problems = {.found = keep_first}, .error = error};
+    struct tls_chain own, cas = {0};
+    int err = tls_chain_read(&own, certificate, error);
 
     if (err == 0)
-        err = chain_read(&cas, ca, error);
+        err = tls_chain_read(&cas, ca, error);
     if (err == 0)
-        err = check_own(&own, endpoint, error);
-    if (err == 0)
-        err = check_ca(&cas, error);
-    if (err == 0)
-        err = check_issued_by(&own, &cas, error);
-    chain_free(&own);
-    chain_free(&cas);
-    return err;
+        tls_chains_check(&own, &cas, endpoint, &first.problems);
+    tls_chain_free(&own);
+    tls_chain_free(&cas);
+    return first.any ? -EINVAL : err;
 }

@@ -80,45 +80,47 @@ static bool copy_config(struct tls_credentials *c, const struct tls_credentials_
     return good && copy_password(c, config->key_password);
 }
 
-static bool set_file(struct tls_credentials *c, int which, const char *name, const char *label,
-                     bool needed)
+static bool set_file(struct tls_file *files, int which, const char *dir, const char *name,
+                     const char *label, bool needed)
 {
-    struct tls_file *file = &c->files[which];
+    struct tls_file *file = &files[which];
 
     file->label = label;
     file->needed = needed;
     file->secret = which == TLS_FILE_KEY || which == TLS_FILE_PSK;
-    if (!c->config.dir)
+    if (!dir)
         return (file->path = strdup(name)) != NULL;
-    if (asprintf(&file->path, "%s/%s", c->config.dir, name) < 0)
+    if (asprintf(&file->path, "%s/%s", dir, name) < 0)
         file->path = NULL;
     return file->path != NULL;
 }
 
-static bool set_x509_files(struct tls_credentials *c)
+static bool set_x509_files(struct tls_file *files, const struct tls_credentials_config *config)
 {
-    bool server = c->config.endpoint == TLS_SERVER, good = true;
+    bool server = config->endpoint == TLS_SERVER, good = true;
+    const char *dir = config->dir;
 
-    good &= set_file(c, TLS_FILE_CA, "ca-cert.pem", "the CA certificate", c->config.verify_peer);
-    good &= set_file(c, TLS_FILE_CRL, "ca-crl.pem", "the revocation list", false);
-    good &= set_file(c, TLS_FILE_CERTIFICATE, server ? "server-cert.pem" : "client-cert.pem",
-                     "the certificate", server);
-    good &= set_file(c, TLS_FILE_KEY, server ? "server-key.pem" : "client-key.pem",
+    good &=
+        set_file(files, TLS_FILE_CA, dir, "ca-cert.pem", "the CA certificate", config->verify_peer);
+    good &= set_file(files, TLS_FILE_CRL, dir, "ca-crl.pem", "the revocation list", false);
+    good &= set_file(files, TLS_FILE_CERTIFICATE, dir,
+                     server ? "server-cert.pem" : "client-cert.pem", "the certificate", server);
+    good &= set_file(files, TLS_FILE_KEY, dir, server ? "server-key.pem" : "client-key.pem",
                      "the private key", server);
     return good;
 }
 
-static bool set_files(struct tls_credentials *c)
+bool tls_files_name(struct tls_file *files, const struct tls_credentials_config *config)
 {
-    if (c->config.kind == TLS_X509)
-        return set_x509_files(c);
-    if (c->config.kind == TLS_ANON)
+    static const char label[] = "the pre-shared keys";
+
+    if (config->kind == TLS_X509)
+        return set_x509_files(files, config);
+    if (config->kind == TLS_ANON)
         return true;
-    if (!c->config.psk_file)
-        return set_file(c, TLS_FILE_PSK, "keys.psk", "the pre-shared keys", true);
-    free((void *)(uintptr_t)c->config.dir);
-    c->config.dir = NULL;
-    return set_file(c, TLS_FILE_PSK, c->config.psk_file, "the pre-shared keys", true);
+    if (config->psk_file)
+        return set_file(files, TLS_FILE_PSK, NULL, config->psk_file, label, true);
+    return set_file(files, TLS_FILE_PSK, config->dir, "keys.psk", label, true);
 }
 
 static int check_config(const struct tls_credentials_config *config, struct error *error)
@@ -152,7 +154,7 @@ static int set_up(struct tls_credentials *c, const struct tls_credentials_config
 
     if (err < 0)
         return err;
-    if (!copy_config(c, config) || !set_files(c))
+    if (!copy_config(c, config) || !tls_files_name(c->files, &c->config))
         return error_set_errno(error, ENOMEM, "Could not make TLS credentials");
     err = set_priority(c, error);
     if (err < 0)

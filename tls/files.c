@@ -2,7 +2,6 @@
 /* Reading files of credentials, and finding out that they have changed. */
 #include "tls/files.h"
 
-#include "base/log.h"
 #include "base/secret.h"
 #include "base/sys.h"
 
@@ -36,13 +35,6 @@ static int open_file(const struct tls_file *file, struct stat *st)
         return fd;
     sys->close(fd);
     return r;
-}
-
-static void warn_if_open_to_others(const struct tls_file *file, const struct stat *st)
-{
-    if (file->secret && st->st_mode & (S_IRWXG | S_IRWXO) & ~S_IXGRP & ~S_IXOTH)
-        log_warning("%s '%s' is open to other users (mode %03o); chmod 600 keeps it secret",
-                    file->label, file->path, st->st_mode & 0777U);
 }
 
 /* Exactly `length` bytes from the start. */
@@ -98,10 +90,20 @@ int tls_file_read(struct tls_file *file, struct error *error)
     if (fd < 0)
         return error_set_errno(error, -fd, "Unable to access %s '%s'", file->label, file->path);
     file->stamp = stamp_of(&st);
-    warn_if_open_to_others(file, &st);
+    file->mode = st.st_mode;
     r = read_opened(file, fd, &st, error);
     sys->close(fd);
     return r;
+}
+
+bool tls_file_is_secret(const struct tls_file *file, struct error *error)
+{
+    if (!file->secret || !(file->mode & (S_IRGRP | S_IWGRP | S_IROTH | S_IWOTH)))
+        return true;
+    error_set(error, EACCES,
+              "%s '%s' is open to other users (mode %03o); chmod 600 keeps it secret", file->label,
+              file->path, file->mode & 0777U);
+    return false;
 }
 
 static struct tls_stamp stamp_now(const struct tls_file *file)

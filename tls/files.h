@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* Longest file of credentials, in bytes. */
 #define TLS_FILE_BYTES_MAX (1 << 20)
@@ -27,12 +28,15 @@ struct tls_file {
     bool needed;       /* else it may be missing */
     bool secret;       /* others should not be able to read it */
     struct tls_stamp stamp;
+    mode_t mode;   /* when it was read */
     uint8_t *data; /* NULL: there is none */
     size_t length;
 };
 
 /* Reads the file and takes its stamp. Negative errno with a sentence; then it has no data. */
 int tls_file_read(struct tls_file *file, struct error *error);
+/* Whether nobody but its owner can read or change the file, if that matters; else a sentence. */
+bool tls_file_is_secret(const struct tls_file *file, struct error *error);
 /* Whether the file is in another state than the stamp tells. */
 bool tls_file_changed(const struct tls_file *file);
 /* Takes the stamp of the file as it is now. */

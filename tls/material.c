@@ -2,6 +2,7 @@
 /* From files to what GnuTLS wants to be given. */
 #include "tls/material.h"
 
+#include "base/log.h"
 #include "base/sys.h"
 
 #include <errno.h>
@@ -222,10 +223,13 @@ static int load(struct tls_material *m, const struct tls_credentials_config *con
                 struct tls_file *files, struct error *error)
 {
     for (int i = 0; i < TLS_FILES; i++) {
+        struct error warning;
         int err = files[i].path ? tls_file_read(&files[i], error) : 0;
 
         if (err < 0)
             return err;
+        if (!tls_file_is_secret(&files[i], &warning))
+            log_warning("%s", warning.text);
     }
     switch (config->kind) {
     case TLS_X509:

@@ -22,6 +22,12 @@ struct tls_material {
     struct psk_table keys; /* PSK server */
 };
 
+/*
+ * credentials.c: says which files there are, in an array of TLS_FILES zeroed ones, whose paths are
+ * freed by the caller.  False: out of memory.
+ */
+bool tls_files_name(struct tls_file *files, const struct tls_credentials_config *config);
+
 /* Reads the files, which keep their stamps and drop their data. One reference. */
 int tls_material_new(const struct tls_credentials_config *config, struct tls_file *files,
                      struct tls_material **ret, struct error *error);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* In place of the rest of tls/ in a build without GnuTLS: there are no credentials to be had. */
+#include "tls/check.h"
 #include "tls/credentials.h"
 #include "tls/tls_stream.h"
 
@@ -46,4 +47,11 @@ const struct tls_identity *tls_stream_identity(const struct stream *stream)
     static const struct tls_identity nobody = {.name = "", .session = ""};
 
     return &nobody;
+}
+
+void tls_check(struct tls_check *check, const struct tls_credentials_config *config,
+               const char *hostname)
+{
+    check->problems++;
+    check->tell(check, false, "TLS is not supported: this program was built without GnuTLS");
 }

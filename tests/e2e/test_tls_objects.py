@@ -3,11 +3,10 @@
 """TLS by objects, as qemu-nbd's users know it, and who is let in by the name that TLS has proved."""
 import json
 import os
-import shutil
 
 from evnbd_test import (EVNBD, MIB, cases, check, content, equal, main, qemu_img, refused, run, skip,
                         wait_for, write_file)
-from tls_pki import KEY, Pki, psk_file
+from tls_pki import KEY, Pki, encrypt_key, psk_file
 
 DATA = content(4, MIB)
 NAME = "test client"
@@ -82,10 +81,7 @@ def test_clients_may_choose(t):
 def test_encrypted_private_key(t):
     pki = Pki(t)
     folder = pki.folder()
-    key = os.path.join(folder, "server-key.pem")
-    run("certtool", "--to-p8", "--password=open sesame", "--load-privkey", key, "--outfile", key + "8")
-    shutil.move(key + "8", key)
-    os.chmod(key, 0o600)
+    encrypt_key(os.path.join(folder, "server-key.pem"), "open sesame")
     options = [x509(folder, "passwordid=sec0"), "--object=secret,id=sec0,data=open sesame"]
     gets_in(serve(t, *options), client(pki))
     t.stop_servers()

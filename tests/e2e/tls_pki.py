@@ -82,6 +82,12 @@ PAST = ('activation_date = "2020-01-01 00:00:00 UTC"', 'expiration_date = "2020-
 FUTURE = ('activation_date = "2120-01-01 00:00:00 UTC"', 'expiration_date = "2121-01-01 00:00:00 UTC"')
 
 
+def encrypt_key(path, password):
+    run("certtool", "--to-p8", f"--password={password}", "--load-privkey", path, "--outfile", path + ".new")
+    os.chmod(path + ".new", 0o600)
+    os.rename(path + ".new", path)
+
+
 def psk_file(t, name="keys.psk", **users):
     need_tls(t)
     folder = t.path(f"psk{t.number()}")

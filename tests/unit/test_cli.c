@@ -44,7 +44,8 @@ static int judge(struct line *line, struct arguments *ret, bool *ret_hint, struc
 {
     int err = arguments_parse(ret, line->argc, line->argv, ret_hint, error);
 
-    bool acts = ret->action == ACTION_SERVE || ret->action == ACTION_LIST;
+    bool acts = ret->action == ACTION_SERVE || ret->action == ACTION_LIST ||
+                ret->action == ACTION_TLS_CHECK;
 
     return err == 0 && acts ? arguments_check(ret, error) : err;
 }
@@ -226,6 +227,9 @@ static const struct good_row good_rows[] = {
     {"a list over TLS",
      {"-L", "--tls-creds=c", "--tls-hostname=h"},
      {LIST, .tls_creds = "c", .tls_hostname = "h"}},
+    {"a look at TLS",
+     {"--tls-check", "--tls-creds=c", "--tls-hostname=h", "disk"},
+     {BASE, .image = NULL, .action = ACTION_TLS_CHECK, .tls_creds = "c", .tls_hostname = "h"}},
     {"objects and rules",
      {"--object=secret,id=a", "--object=secret,id=b", "--allow=uid=1", "disk"},
      {BASE, .objects = {.count = 2}, .allowed = {.count = 1}}},
@@ -345,6 +349,7 @@ static const struct bad_row bad_rows[] = {
      {"--tls=off", "--tls-creds=c", "--tls-authz=a", "disk"},
      "--tls-authz is not permitted without --tls-creds",
      false},
+    {"a look at no TLS", {"--tls-check"}, "--tls-check needs something to check", false},
     {"a list and TLS authorization",
      {"-L", "--tls-creds=c", "--tls-authz=a"},
      "TLS authorization is incompatible with export list",
