@@ -171,6 +171,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_CONNECTION,
      .help = "text about the export, shown to clients that ask for it"},
     {.name = "handshake-limit",
+     .exact = true,
      .argument = "SECONDS",
      .kind = CLI_NUMBER,
      TARGET(handshake_limit),
@@ -181,6 +182,7 @@ static const struct cli_row rows[] = {
      .help = "time that a client has for its handshake, or a server to list its exports; 0 for no "
              "limit (default 10, or 60)"},
     {.name = "idle-timeout",
+     .exact = true,
      .argument = "SECONDS",
      .kind = CLI_NUMBER,
      TARGET(idle_timeout),
@@ -190,6 +192,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_CONNECTION,
      .help = "disconnect clients that ask for nothing for so long; 0 for never (default)"},
     {.name = "address-limit",
+     .exact = true,
      .argument = "NUM",
      .kind = CLI_NUMBER,
      TARGET(address_limit),
@@ -200,6 +203,7 @@ static const struct cli_row rows[] = {
      .help = "serve up to NUM clients at a time from one address, or of one user of a Unix socket; "
              "0 for no limit (default)"},
     {.name = "oldstyle",
+     .exact = true,
      .kind = CLI_FLAG,
      TARGET(oldstyle),
      .after = after_per_device,
@@ -207,6 +211,7 @@ static const struct cli_row rows[] = {
      .help = "speak the protocol of before 2011, without negotiation"},
 
     {.name = "tls",
+     .exact = true,
      .argument = "MODE",
      .kind = CLI_WORD,
      TARGET(tls),
@@ -217,6 +222,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_TLS,
      .help = "off, on (clients choose) or require (default when there are certificates or keys)"},
     {.name = "tls-certificates",
+     .exact = true,
      .argument = "DIR",
      .kind = CLI_STRING,
      TARGET(tls_certificates),
@@ -225,6 +231,7 @@ static const struct cli_row rows[] = {
      .help =
          "directory with server-cert.pem and server-key.pem, and ca-cert.pem to verify clients"},
     {.name = "tls-psk",
+     .exact = true,
      .argument = "FILE",
      .kind = CLI_STRING,
      TARGET(tls_psk),
@@ -232,6 +239,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_TLS,
      .help = "pre-shared keys of the clients, a line NAME:KEY for each"},
     {.name = "tls-verify-peer",
+     .exact = true,
      .kind = CLI_FLAG,
      TARGET(tls_verify_peer),
      .after = after_per_device,
@@ -257,6 +265,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_TLS,
      .help = "name that the server's certificate has to be for"},
     {.name = "tls-check",
+     .exact = true,
      .kind = CLI_CONSTANT,
      .constant = ACTION_TLS_CHECK,
      TARGET(action),
@@ -264,6 +273,7 @@ static const struct cli_row rows[] = {
      .help = "serve nothing; look at the certificates or keys, and tell what is wrong with them"},
 
     {.name = "allow",
+     .exact = true,
      .argument = "RULE",
      .kind = CLI_LIST,
      TARGET(allowed),
@@ -295,6 +305,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "do not let clients write"},
     {.name = "allow-writers",
+     .exact = true,
      .kind = CLI_FLAG,
      TARGET(allow_writers),
      .after = after_per_device,
@@ -396,6 +407,7 @@ static const struct cli_row rows[] = {
      .help = "ask the server at --bind and --port (default: this machine), or at --socket, for its "
              "exports"},
     {.name = "json",
+     .exact = true,
      .kind = CLI_FLAG,
      TARGET(json),
      .group = GROUP_LIST,
@@ -443,6 +455,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_PROCESS,
      .help = "show the version"},
     {.name = "list-options",
+     .exact = true,
      .hidden = true,
      .kind = CLI_CONSTANT,
      .constant = ACTION_LIST_OPTIONS,
@@ -452,13 +465,15 @@ static const struct cli_row rows[] = {
      .help = "list the options for shells and tests"},
     {.name = NULL},
 };
-_Static_assert(ARRAY_SIZE(rows) <= CLI_ROWS_MAX, "the parser's tables hold every row");
 
 /* Options of qemu-nbd that are no mistake, only not there yet. */
 static const struct cli_later later[] = {
     {"connect", 'c'},     {"disconnect", 'd'}, {"image-opts", 0}, {"partition", 'P'},
     {"selinux-label", 0}, {"snapshot", 's'},   {NULL, 0},
 };
+
+_Static_assert(ARRAY_SIZE(rows) + ARRAY_SIZE(later) <= CLI_ROWS_MAX,
+               "the parser's tables hold every row");
 
 const struct cli arguments_cli = {
     .synopsis = "[OPTION]... FILE\n--list [OPTION]...",

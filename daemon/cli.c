@@ -15,6 +15,7 @@
 #include <string.h>
 
 #define FIRST_LONG_ONLY 256
+#define FIRST_LATER 1024
 
 struct parser {
     const struct cli *cli;
@@ -39,23 +40,47 @@ static const struct cli_row *row_by_value(const struct cli *cli, int value)
     return NULL;
 }
 
-static bool given_in_full(char **argv, const char *name)
+/* The option that getopt looks at next, "--name" or "--name=value"; "" when there is none. */
+static const char *next_option(char **argv)
 {
-    for (; *argv; argv++)
-        if (!strncmp(*argv, "--", 2) && !strcmp(*argv + 2, name))
-            return true;
-    return false;
+    for (char **word = argv + (optind > 0 ? optind : 1); *word; word++)
+        if ((*word)[0] == '-' && (*word)[1])
+            return *word;
+    return "";
 }
 
-/* getopt's two tables. A hidden row is left out unless it is spelled out, so no prefix finds it. */
+static bool spells(const char *word, const char *name)
+{
+    size_t length = strlen(name);
+
+    return !strncmp(word, "--", 2) && !strncmp(word + 2, name, length) &&
+           (!word[2 + length] || word[2 + length] == '=');
+}
+
+/* The later rows are there so that a name that abbreviates one of them means no other. */
+static size_t add_later(struct parser *p, size_t n)
+{
+    const struct cli_later *later = p->cli->later;
+
+    for (size_t i = 0; later[i].name; i++, n++)
+        p->longs[n] = (struct option){
+            .name = later[i].name,
+            .has_arg = optional_argument,
+            .val = FIRST_LATER + (int)i,
+        };
+    return n;
+}
+
+/* getopt's two tables. An exact row is in them for the word that spells it out. */
 static void parser_tables(struct parser *p)
 {
+    const char *word = next_option(p->argv);
     char *next_short = p->shorts;
     size_t n = 0;
 
     *next_short++ = ':';
     for (const struct cli_row *row = p->cli->rows; row->name; row++) {
-        if (row->hidden && !given_in_full(p->argv, row->name))
+        if (row->exact && !spells(word, row->name))
             continue;
         p->longs[n] = (struct option){
             .name = row->name,
@@ -70,6 +95,8 @@ static void parser_tables(struct parser *p)
             *next_short++ = ':';
     }
     *next_short = '\0';
+    n = add_later(p, n);
+    p->longs[n] = (struct option){.name = NULL};
 }
 
 /* The options that `word` ("--na" or "--na=value") abbreviates, as the message lists them. */
@@ -90,41 +117,27 @@ static unsigned list_candidates(const struct parser *p, const char *word, char *
     return found;
 }
 
-/* The one option that comes later and has this letter, or else this name or start of a name. */
-static const struct cli_later *find_later(const struct cli *cli, int letter, const char *name,
-                                          size_t length)
+static int later_option(const struct parser *p, const struct cli_later *later)
 {
-    const struct cli_later *found = NULL;
-
-    for (const struct cli_later *it = cli->later; it->name; it++) {
-        if (letter ? it->letter != letter : strncmp(it->name, name, length) != 0)
-            continue;
-        if (letter || !it->name[length])
-            return it;
-        if (found)
-            return NULL;
-        found = it;
-    }
-    return found;
+    return error_set(p->error, EINVAL, "the option '--%s' is not supported yet", later->name);
 }
 
 static int unknown_option(const struct parser *p, const char *word, bool *ret_hint)
 {
-    char candidates[512] = "";
+    char candidates[512];
     const struct cli_row *row = optopt ? row_by_value(p->cli, optopt) : NULL;
-    bool ambiguous = !optopt && list_candidates(p, word, candidates, sizeof(candidates)) > 1;
-    const struct cli_later *later =
-        row || ambiguous ? NULL : find_later(p->cli, optopt, word + 2, strcspn(word + 2, "="));
 
-    *ret_hint = !later;
-    if (later)
-        return error_set(p->error, EINVAL, "the option '--%s' of %s is not supported yet",
-                         later->name, p->cli->later_of);
+    for (const struct cli_later *it = p->cli->later; optopt && it->name; it++) {
+        if (it->letter != optopt)
+            continue;
+        *ret_hint = false;
+        return later_option(p, it);
+    }
     if (row)
         return error_set(p->error, EINVAL, "option '--%s' doesn't allow an argument", row->name);
     if (optopt)
         return error_set(p->error, EINVAL, "invalid option -- '%c'", optopt);
-    if (ambiguous)
+    if (list_candidates(p, word, candidates, sizeof(candidates)) > 1)
         return error_set(p->error, EINVAL, "option '%s' is ambiguous; possibilities:%s", word,
                          candidates);
     return error_set(p->error, EINVAL, "unrecognized option '%s'", word);
@@ -234,12 +247,17 @@ int cli_parse(const struct cli *cli, void *target, int argc, char **argv, int *r
     int value, ret = 0;
 
     *ret_hint = false;
-    parser_tables(&p);
     opterr = 0;
     optind = 0; /* starts getopt anew, whatever an earlier call left */
-    while (ret == 0 && (value = getopt_long(argc, argv, p.shorts, p.longs, NULL)) != -1) {
+    while (ret == 0) {
+        parser_tables(&p);
+        value = getopt_long(argc, argv, p.shorts, p.longs, NULL);
+        if (value == -1)
+            break;
         *ret_hint = value == '?' || value == ':';
-        if (value == '?')
+        if (value >= FIRST_LATER)
+            ret = later_option(&p, &cli->later[value - FIRST_LATER]);
+        else if (value == '?')
             ret = unknown_option(&p, argv[optind - 1], ret_hint);
         else if (value == ':')
             ret = missing_argument(&p, argv[optind - 1]);

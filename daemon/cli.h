@@ -39,7 +39,8 @@ struct cli_list {
 struct cli_row {
     const char *name;     /* long name; NULL ends the table */
     char letter;          /* short name; 0: none */
-    bool hidden;          /* not in the help; its long name cannot be abbreviated */
+    bool hidden;          /* not in the help */
+    bool exact;           /* its long name cannot be abbreviated, nor do others' see it */
     const char *argument; /* what the help calls its argument; NULL: it takes none */
     enum cli_kind kind;
     size_t offset; /* of the target */
@@ -70,9 +71,9 @@ struct cli {
     const char *synopsis; /* what follows the program name in the usage; a line for each form */
     const char *summary;  /* one sentence */
     const struct cli_row *rows;
-    const struct cli_later *later;
-    const char *later_of;      /* the other program's name */
-    const char *const *groups; /* titles by group number; NULL ends */
+    const struct cli_later *later; /* they count where a name is abbreviated */
+    const char *later_of;          /* the other program's name */
+    const char *const *groups;     /* titles by group number; NULL ends */
 };
 
 /*

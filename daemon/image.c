@@ -111,6 +111,17 @@ static void name_image(const char *image, struct error *error)
         error_prefix(error, "Failed to open the image: ");
 }
 
+/* Where scripts stop that had two writers on a raw image. */
+static void hint_at_sharing(const struct arguments *arguments, int err, struct error *error)
+{
+    const struct error cause = *error;
+    bool raw = !arguments->format || !strcmp(arguments->format, driver_raw.name);
+
+    if (err == -EAGAIN && raw && !arguments->read_only && !arguments->allow_writers)
+        error_set(error, EAGAIN, "%s; --allow-writers shares a raw image with other writers",
+                  cause.text);
+}
+
 int image_open(const struct block_context *context, const struct arguments *arguments,
                struct node **ret, bool *ret_guessed_raw, struct error *error)
 {
@@ -120,6 +131,7 @@ int image_open(const struct block_context *context, const struct arguments *argu
 
     if (err < 0) {
         name_image(arguments->image, error);
+        hint_at_sharing(arguments, err, error);
         return err;
     }
     if (arguments->snapshot)

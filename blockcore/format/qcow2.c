@@ -185,7 +185,7 @@ int qcow2_report_broken(struct qcow2 *q, const char *format, ...)
 
     FORMAT_TEXT(text, format);
     if (!node_writable(q->node))
-        return log_text_once(q, text);
+        return qcow2_log_once(q, "the image is broken: %s", text);
     if (q->corrupt)
         return -EIO;
     if (!coroutine_self())

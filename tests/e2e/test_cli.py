@@ -180,7 +180,7 @@ def test_later_options_are_told_from_typos(_):
     for name, letter in later_options():
         for option in (name, name + "=value", *([letter] if letter else [])):
             done = run(EVNBD, option, "disk", status=1)
-            equal(done.stderr, f"{PROGRAM}: the option '{name}' of qemu-nbd is not supported yet\n", option)
+            equal(done.stderr, f"{PROGRAM}: the option '{name}' is not supported yet\n", option)
 
 
 @cases("no_such_point", "no_such_*", "enable=no_such_point")

@@ -67,8 +67,9 @@ def test_two_of_ours(t, image, first, second, works):
     if works:
         serve(t, image, second)
     else:
-        refused(t, t.path(image), "-f", "raw" if image.endswith("raw") else "qcow2",
-                *(["-r"] if second == "ro" else []), says=["lock", image, "another process"])
+        text = refused(t, t.path(image), "-f", "raw" if image.endswith("raw") else "qcow2",
+                       *(["-r"] if second == "ro" else []), says=["lock", image, "another process"])
+        equal("--allow-writers" in text, image == "disk.raw", text)
 
 
 def test_shared_writers(t):

@@ -3,6 +3,7 @@
 """quickstart's command line, and what it prints. It finds a tree in which nothing is left to be built."""
 import os
 import re
+import urllib.parse
 import shutil
 
 from evnbd_test import EVNBD, MIB, SOURCE_ROOT, cases, check, content, equal, main, run, same_bytes
@@ -83,6 +84,18 @@ def test_usage_errors(t, *arguments):
     check(done.stderr.startswith("Usage: ./quickstart") and
           done.stderr.splitlines()[-1].startswith("quickstart: "), done.stderr)
     equal(done.stdout, "", "standard output")
+
+
+@cases(("-x", "a b"), ("-xa b",), ("--export-name=a b",), ("-r", "-x", "\u00e9/%"))
+def test_uri_names_the_export(t, *options):
+    name = "\u00e9/%" if "-r" in options else "a b"
+    with Tree(t) as tree:
+        done = tree.run(tree.image, "--", "-f", "raw", *options)
+        for uri in re.findall(r"^    (nbd\S+)$", done.stdout, re.M):
+            path = re.sub(r"^nbd(\+unix)?://[^/]*/|\?.*", "", uri)
+            equal(urllib.parse.unquote(path), name, uri)
+        with RawClient(re.search(r"\?socket=(\S+)$", done.stdout, re.M)[1]).connect(name.encode()):
+            pass
 
 
 def test_missing_image(t):

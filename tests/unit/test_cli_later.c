@@ -13,6 +13,7 @@
 static const struct cli_row rows[] = {
     {.name = "image", .letter = 'i', .kind = CLI_FLAG, .help = "h"},
     {.name = "imagine", .kind = CLI_FLAG, .help = "h"},
+    {.name = "snap", .exact = true, .kind = CLI_FLAG, .help = "h"},
     {.name = NULL},
 };
 static const struct cli_later later[] = {
@@ -23,15 +24,18 @@ static const struct {
     const char *word, *says;
     bool hint; /* that --help tells more */
 } cases[] = {
-    {"--image-opts", "the option '--image-opts' of other is not supported yet", false},
-    {"--image-o", "the option '--image-opts' of other is not supported yet", false},
-    {"-s", "the option '--snapshot' of other is not supported yet", false},
-    {"-is", "the option '--snapshot' of other is not supported yet", false},
-    {"--sn=1", "the option '--snapshot' of other is not supported yet", false},
-    {"--tls-creds=1", "the option '--tls-creds' of other is not supported yet", false},
-    {"--tls", "unrecognized option '--tls'", true},
+    {"--image-opts", "the option '--image-opts' is not supported yet", false},
+    {"--image-o", "the option '--image-opts' is not supported yet", false},
+    {"-s", "the option '--snapshot' is not supported yet", false},
+    {"-is", "the option '--snapshot' is not supported yet", false},
+    {"--sn=1", "the option '--snapshot' is not supported yet", false},
+    {"--snaps", "the option '--snapshot' is not supported yet", false},
+    {"--tls-creds=1", "the option '--tls-creds' is not supported yet", false},
+    {"--tls", "option '--tls' is ambiguous; possibilities: '--tls-creds' '--tls-creds-more'", true},
     {"--image-optsx", "unrecognized option '--image-optsx'", true},
-    {"--ima", "option '--ima' is ambiguous; possibilities: '--image' '--imagine'", true},
+    {"--ima", "option '--ima' is ambiguous; possibilities: '--image' '--imagine' '--image-opts'",
+     true},
+    {"--snap=1", "option '--snap' doesn't allow an argument", true},
     {"--image=1", "option '--image' doesn't allow an argument", true},
     {"-o", "invalid option -- 'o'", true},
 };
@@ -51,10 +55,29 @@ static void test_later(void **state)
     }
 }
 
+/* Exact names are found where they are spelled out, and do not matter to other words. */
+static void test_exact(void **state)
+{
+    char program[] = "prog", first_word[] = "--snap", file[] = "file", abbreviation[] = "--sn";
+    char *argv[] = {program, file, first_word, abbreviation, NULL};
+    struct error error = {""};
+    bool target = false, hint;
+    int first;
+
+    assert_int_equal(cli_parse(&cli, &target, 4, argv, &first, &hint, &error), -EINVAL);
+    assert_string_equal(error.text, "the option '--snapshot' is not supported yet");
+    assert_true(target);
+    argv[3] = NULL;
+    assert_int_equal(cli_parse(&cli, &target, 3, argv, &first, &hint, &error), 0);
+    assert_int_equal(first, 2);
+    assert_string_equal(argv[2], "file");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_later),
+        cmocka_unit_test(test_exact),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
