@@ -154,6 +154,7 @@ QCOW2 = {
     "wide": ("compat=1.1,cluster_size=512,refcount_bits=64", 16384, ("write -P 5 1k 2k",)),
     "zstd": ("compat=1.1,cluster_size=4096,compression_type=zstd", 65536, ("write -c -P 6 0 4k",)),
     "zlib": ("compat=1.1,cluster_size=4096", 65536, ("write -c -P 7 4k 4k", "write -P 8 0 4k")),
+    "aes": ("compat=1.1,cluster_size=512,encrypt.format=aes,encrypt.key-secret=s", 16384, ()),
     "lazy": ("compat=1.1,cluster_size=512,lazy_refcounts=on", 8192, ("write -P 9 0 512",)),
 }
 
@@ -169,7 +170,8 @@ def qcow2_images():
     with tempfile.TemporaryDirectory(prefix="evnbd-seeds-") as folder:
         image = os.path.join(folder, "disk.qcow2")
         for name, (options, size, commands) in QCOW2.items():
-            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, image, str(size))
+            run("qemu-img", "create", "-q", "--object", "secret,id=s,data=open sesame", "-f", "qcow2", "-o", options,
+                image, str(size))
             words = [word for command in commands for word in ("-c", command)]
             if words:
                 run("qemu-io", "-f", "qcow2", *words, image)
@@ -178,6 +180,18 @@ def qcow2_images():
             with open(image, "rb") as file:
                 images[name] = file.read()
     return images
+
+
+def luks_headers():
+    """One slot in use; the area that the target has ends where the input does."""
+    for name, cipher, mode, digest, key_bytes in (
+            ("xts", b"aes", b"xts-plain64", b"sha256", 64), ("cbc", b"aes", b"cbc-essiv:sha256", b"sha1", 32),
+            ("ecb", b"serpent", b"ecb", b"ripemd160", 16), ("small", b"cast5", b"cbc-plain", b"sha512", 16)):
+        head = struct.pack(">6sH32s32s32sII20s32sI40s", b"LUKS\xba\xbe", 1, cipher, mode, digest, 4040, key_bytes,
+                           b"d" * 20, b"s" * 32, 1000, b"0f1e2d3c-0000-4000-8000-000000000000")
+        yield name, head + b"".join(struct.pack(">II32sII", 0xDEAD if i else 0xAC71F3, 0 if i else 1000,
+                                                b"" if i else b"t" * 32, 2 + i * 4, 1 + 20 * (name == "small"))
+                                    for i in range(8)) + bytes(1024)
 
 
 # Programs of fuzz_handshake: client flags, then for each option its number (and more) and its fields.
@@ -230,6 +244,7 @@ MAKERS = {
     "fuzz_requests": request_inputs,
     "fuzz_raw": RAW.items,
     "fuzz_qcow2": lambda: qcow2_images().items(),
+    "fuzz_luks": luks_headers,
 }
 
 

@@ -21,7 +21,7 @@ LAYERS = {
 }
 # What blockcore shows to the layers above it.
 BLOCKCORE_PUBLIC = ("bitmap.h", "block.h", "check.h", "create.h", "node.h", "driver.h", "drivers.h",
-                    "range_lock.h", "snapshot.h")
+                    "luks.h", "range_lock.h", "snapshot.h")
 # Headers of other libraries, and the files that may include them.
 HOMES = {
     r"ev\.h": ("base/reactor.c",),
@@ -30,10 +30,11 @@ HOMES = {
     r"valgrind/.*": ("base/coroutine_stack.c",),
     r"sanitizer/.*": ("base/coroutine_stack.c", "base/coroutine_stack.h", "base/coroutine.c",
                       "base/buffer.c"),
-    r"gnutls/.*": ("blockcore/cipher.c",) + tuple(tree((".c", ".h"), ("tls",))),
+    r"gnutls/.*": tuple(tree((".c", ".h"), ("tls",))),
     r"security/pam_appl\.h": ("tls/authz_pam.c",),
     r"zlib\.h": ("blockcore/codec.c",),
     r"zstd\.h": ("blockcore/codec.c",),
+    r"nettle/.*": ("blockcore/cipher.c",),
 }
 # The C library and the kernel.
 LIBC = re.compile(
