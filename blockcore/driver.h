@@ -25,6 +25,8 @@ struct block_check;
 struct block_context;
 struct block_measure;
 struct block_snapshot_ops;
+struct cipher;
+struct luks_area;
 struct node;
 struct node_open;
 
@@ -38,6 +40,11 @@ enum extent_kind {
 enum {
     EXTENT_WRITABLE = 1 << 0, /* DATA: may be overwritten in place */
     EXTENT_RESERVED = 1 << 1, /* ZERO, ABSENT: storage is reserved for the range */
+    /*
+     * DATA: encrypted in sectors of 512 bytes, which the core does; only where node->encrypted.
+     * Guest, child and cipher offset are the same modulo 512.
+     */
+    EXTENT_ENCRYPTED = 1 << 2,
 };
 
 /* An answer of map(): describes [offset asked for, + length). */
@@ -50,6 +57,10 @@ struct extent {
     /* ENCODED: the unit that holds the range, and the bytes that encode it. */
     uint64_t unit_offset, unit_length; /* guest bytes */
     uint64_t encoded_length;           /* bytes readable at child_offset at most */
+    /* ENCRYPTED: the node's, NULL when it was opened without a key; and what numbers the sectors.
+     */
+    const struct cipher *cipher;
+    uint64_t cipher_offset; /* of the first byte */
 };
 
 /* What allocate() gives: where new data for [offset, offset + length) goes. */
@@ -57,7 +68,10 @@ struct allocation {
     uint64_t offset, length; /* guest range, whole clusters (the last may pass the disk's end) */
     struct node *child;
     uint64_t child_offset;
-    bool reads_zero;    /* the storage is known to read as zeroes now */
+    bool reads_zero; /* the storage is known to read as zeroes now */
+    /* As in an extent; NULL: what is written there is not encrypted. */
+    const struct cipher *cipher;
+    uint64_t cipher_offset;
     uint64_t cookie[2]; /* the driver's own */
 };
 
@@ -145,6 +159,11 @@ struct driver {
 
     /* Internal snapshots, for formats that have them: see blockcore/snapshot.h. */
     const struct block_snapshot_ops *snapshots;
+    /*
+     * Where LUKS header and key slots are, and the id of the secret that the node was opened with
+     * (or NULL), for luks_amend.  -ENOTSUP: the image has none.
+     */
+    int (*luks_area)(struct node *node, struct luks_area *ret, const char **ret_key_secret);
 
     /* Offline verbs, for formats: see blockcore/check.h and blockcore/create.h. */
     int (*check)(struct node *node, struct block_check *check, struct error *error);

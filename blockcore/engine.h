@@ -38,16 +38,38 @@ static inline bool is_protocol(const struct node *node)
     return node->driver->kind == DRIVER_PROTOCOL;
 }
 
-/* Whether the mapping of the node can change under a request: then range locks are needed. */
+/*
+ * Whether the mapping of the node can change under a request, or a write of a part of a sector may
+ * write all of it: then range locks are needed.
+ */
 static inline bool needs_locks(const struct node *node)
 {
-    return node->driver->allocate != NULL && node_writable(node);
+    return (node->driver->allocate != NULL || node->encrypted) && node_writable(node);
 }
 
 /* read.c: reads without taking the node's range lock: the caller holds one that covers it. */
 int engine_read_locked(struct node *node, struct vec vec, uint64_t offset);
 /* Forgets the decoded unit: the mapping of the node has changed. */
 void engine_forget_decoded(struct node *node);
+
+/*
+ * crypt.c: extents that are encrypted.  Reads and writes of any alignment; a write that covers
+ * sectors in part holds an exclusive lock on all of them.  -EACCES without a key.
+ */
+int crypt_read(const struct extent *e, struct vec vec);
+/* Into one buffer, without waiting: -EAGAIN when that cannot be done at once. */
+int crypt_read_nowait(const struct extent *e, uint8_t *out, size_t length);
+int crypt_write(const struct extent *e, struct vec vec);
+/* Locks what a write in place needs: sectors that it covers in part are read before, and written.
+ */
+void crypt_lock_write(struct node *node, struct range_lock *lock, uint64_t offset, uint64_t length);
+
+/* read.c: reads a child, whatever it is, with the lock that it needs. */
+int engine_read_child(struct node *child, struct vec vec, uint64_t offset);
+/* -EAGAIN when it is not all there, or the child is no protocol. */
+int engine_child_read_nowait(struct node *child, void *buffer, size_t length, uint64_t offset);
+/* write.c: writes a child, whatever it is. */
+int engine_write_child(struct node *child, struct vec vec, uint64_t offset);
 
 /* protocol_io.c: I/O of protocol nodes, with alignment and generations. */
 int protocol_read(struct node *node, struct vec vec, uint64_t offset);

@@ -24,7 +24,6 @@ static const struct {
     {"vdi", {0x40, 4, "\x7f\x10\xda\xbe"}},
     {"parallels", {0, 16, "WithoutFreeSpace"}},
     {"parallels", {0, 16, "WithouFreSpacExt"}},
-    {"luks", {0, 6, "LUKS\xba\xbe"}},
     {"vpc", {0, 8, "conectix"}},
     {"bochs", {0, 22, "Bochs Virtual HD Image"}},
     {"cloop", {0, 23, "#!/bin/sh\n#V2.0 Format\n"}},

@@ -33,6 +33,7 @@ enum {
     NODE_NO_LOCK = 1 << 4,     /* no image locks are taken */
     NODE_SHARE_WRITE = 1 << 5, /* raw: other writers are allowed (image lock) */
     NODE_REPAIR = 1 << 6,      /* for block_check only: read-only, above a writable file */
+    NODE_NO_DATA = 1 << 7,     /* only metadata is looked at: encrypted images need no key */
 };
 
 /* What a set of nodes is opened with. Owned by the caller; outlives the nodes. */
@@ -94,6 +95,7 @@ struct node {
         request_alignment; /* protocols: offset, length and memory of I/O (1: any); power of two */
     uint32_t cluster_size; /* formats that allocate: bytes, power of two; else 0 */
     bool reuses_storage;   /* what map names may be given back, and hold other data later */
+    bool encrypted;        /* formats: what map names may be encrypted */
     bool rotational;
 
     /* Core. */

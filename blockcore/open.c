@@ -209,7 +209,7 @@ static int open_chain(struct node *node, struct node_open *open, struct error *e
         struct node_open next = {
             .context = open->context,
             .options = tree,
-            .flags = open->flags & (NODE_NO_CACHE | NODE_NO_LOCK),
+            .flags = open->flags & (NODE_NO_CACHE | NODE_NO_LOCK | NODE_NO_DATA),
             .depth = node->depth + 1,
             .parent = node,
             .perm = PERM_CONSISTENT_READ,
@@ -332,7 +332,7 @@ int node_open_file(struct node *node, struct node_open *open, unsigned perm, uns
 {
     struct node_open child = {
         .context = open->context,
-        .flags = open->flags,
+        .flags = open->flags & ~(unsigned)NODE_NO_DATA, /* metadata of the node above is in it */
         .depth = open->depth,
         .file_depth = open->file_depth + 1,
         .parent = node,

@@ -45,7 +45,7 @@ static bool step_down(struct node **at, uint64_t *offset, uint64_t *length, stru
     struct node *next = NULL;
 
     *length = e->length;
-    if (e->kind == EXTENT_DATA && !is_protocol(e->child)) {
+    if (e->kind == EXTENT_DATA && !(e->flags & EXTENT_ENCRYPTED) && !is_protocol(e->child)) {
         if (needs_locks(e->child) && coroutine_self())
             return false;
         next = e->child;
@@ -155,7 +155,7 @@ static int read_encoded(struct node *owner, const struct extent *e, const struct
     return 0;
 }
 
-static int read_child(struct node *child, struct vec vec, uint64_t offset)
+int engine_read_child(struct node *child, struct vec vec, uint64_t offset)
 {
     struct range_lock lock;
     int err;
@@ -180,8 +180,10 @@ int engine_read_locked(struct node *node, struct vec vec, uint64_t offset)
         piece = vec_head(&vec, loc.extent.length);
         if (loc.extent.kind == EXTENT_ZERO)
             iov_fill(piece.iov, piece.iovcnt, piece.offset, piece.length, 0);
+        else if (loc.extent.flags & EXTENT_ENCRYPTED)
+            err = crypt_read(&loc.extent, piece);
         else if (loc.extent.kind == EXTENT_DATA)
-            err = read_child(loc.extent.child, piece, loc.extent.child_offset);
+            err = engine_read_child(loc.extent.child, piece, loc.extent.child_offset);
         else
             err = read_encoded(loc.owner, &loc.extent, &piece, loc.offset);
         if (err < 0)
@@ -218,7 +220,7 @@ int block_read(struct node *node, void *buffer, size_t length, uint64_t offset)
     return block_readv(node, &iov, 1, offset);
 }
 
-static int child_read_nowait(struct node *child, void *buffer, size_t length, uint64_t offset)
+int engine_child_read_nowait(struct node *child, void *buffer, size_t length, uint64_t offset)
 {
     const struct iovec iov = {buffer, length};
 
@@ -233,7 +235,7 @@ int block_read_nowait(struct node *node, void *buffer, size_t length, uint64_t o
     uint8_t *out = buffer;
 
     if (is_protocol(node))
-        return child_read_nowait(node, buffer, length, offset);
+        return engine_child_read_nowait(node, buffer, length, offset);
     if (!range_within(offset, length, node->size))
         return -EINVAL;
     while (length > 0) {
@@ -247,8 +249,11 @@ int block_read_nowait(struct node *node, void *buffer, size_t length, uint64_t o
         iov.iov_len = vec.length = loc.extent.length;
         if (loc.extent.kind == EXTENT_ZERO)
             memset(out, 0, vec.length);
+        else if (loc.extent.flags & EXTENT_ENCRYPTED)
+            err = crypt_read_nowait(&loc.extent, out, vec.length);
         else if (loc.extent.kind == EXTENT_DATA)
-            err = child_read_nowait(loc.extent.child, out, vec.length, loc.extent.child_offset);
+            err = engine_child_read_nowait(loc.extent.child, out, vec.length,
+                                           loc.extent.child_offset);
         else
             err = read_encoded(loc.owner, &loc.extent, &vec, loc.offset);
         if (err < 0)
@@ -274,8 +279,8 @@ int block_resolve(struct node *node, uint64_t offset, uint64_t length, struct bl
     if (err < 0)
         return err;
     file = loc.extent.child;
-    if (loc.extent.kind != EXTENT_DATA || loc.reused || !is_protocol(file) ||
-        !file->driver->descriptor || file->request_alignment > 1 ||
+    if (loc.extent.kind != EXTENT_DATA || (loc.extent.flags & EXTENT_ENCRYPTED) || loc.reused ||
+        !is_protocol(file) || !file->driver->descriptor || file->request_alignment > 1 ||
         loc.extent.child_offset >= file->size)
         return -ENOENT;
     ret->fd = file->driver->descriptor(file);
@@ -313,8 +318,12 @@ static int status_once(struct node *node, uint64_t offset, uint64_t length,
         ret->flags |= STATUS_ZERO;
         return 0;
     }
-    /* Where the format keeps no map of its own, the file's holes are the answer. */
-    if (loc.extent.kind == EXTENT_DATA && !loc.owner->driver->allocate) {
+    /*
+     * Where the format keeps no map of its own, the file's holes are the answer, unless they stand
+     * for noise.
+     */
+    if (loc.extent.kind == EXTENT_DATA && !(loc.extent.flags & EXTENT_ENCRYPTED) &&
+        !loc.owner->driver->allocate) {
         if (is_protocol(loc.extent.child))
             err = child_status(loc.extent.child, loc.extent.child_offset, &ret->length, &zero);
         else

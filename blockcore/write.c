@@ -27,7 +27,7 @@ struct cow {
     uint8_t *head, *tail;
 };
 
-static int write_child(struct node *child, struct vec vec, uint64_t offset)
+int engine_write_child(struct node *child, struct vec vec, uint64_t offset)
 {
     return is_protocol(child) ? protocol_write(child, vec, offset)
                               : format_write(child, vec, offset);
@@ -36,6 +36,13 @@ static int write_child(struct node *child, struct vec vec, uint64_t offset)
 static bool in_place(const struct extent *e)
 {
     return e->kind == EXTENT_DATA && (e->flags & EXTENT_WRITABLE);
+}
+
+/* `vec` is as long as the extent, or ends within it. */
+static int write_extent(const struct extent *e, struct vec vec)
+{
+    return e->flags & EXTENT_ENCRYPTED ? crypt_write(e, vec)
+                                       : engine_write_child(e->child, vec, e->child_offset);
 }
 
 /*
@@ -52,7 +59,7 @@ static int write_in_place(struct node *node, struct vec *vec, uint64_t *offset)
             return err;
         if (!in_place(&e))
             return 0;
-        err = write_child(e.child, vec_head(vec, e.length), e.child_offset);
+        err = write_extent(&e, vec_head(vec, e.length));
         if (err < 0)
             return err;
         vec_advance(vec, e.length);
@@ -103,14 +110,22 @@ static int cow_fill(struct cow *cow)
 static int cow_write(struct cow *cow)
 {
     struct iovec iov[BLOCK_IOV_MAX];
-    uint64_t to = cow->place.child_offset;
+    const struct allocation *place = &cow->place;
+    struct extent to = {
+        .kind = EXTENT_DATA,
+        .flags = place->cipher ? EXTENT_ENCRYPTED : 0,
+        .child = place->child,
+        .child_offset = place->child_offset,
+        .cipher = place->cipher,
+        .cipher_offset = place->cipher_offset,
+    };
     struct vec all = {iov, 0, 0, 0};
     int n;
 
     if (cow->head)
         iov[all.iovcnt++] = (struct iovec){cow->head, cow->head_length};
     else
-        to += cow->head_length;
+        to.child_offset += cow->head_length; /* encrypted storage never reads as zeroes */
     n = iov_slice(iov + all.iovcnt, BLOCK_IOV_MAX - 2, cow->vec.iov, cow->vec.iovcnt,
                   cow->vec.offset, cow->vec.length);
     if (n < 0)
@@ -119,7 +134,7 @@ static int cow_write(struct cow *cow)
     if (cow->tail)
         iov[all.iovcnt++] = (struct iovec){cow->tail, cow->tail_length};
     all.length = iov_length(iov, all.iovcnt);
-    return write_child(cow->place.child, all, to);
+    return write_extent(&to, all);
 }
 
 /*
@@ -182,15 +197,17 @@ int format_write(struct node *node, struct vec vec, uint64_t offset)
     uint64_t start, end;
     int err;
 
-    if (!node->driver->allocate) {
+    if (!node->driver->allocate && !node->encrypted) {
         err = write_in_place(node, &vec, &offset);
         return err == 0 && vec.length > 0 ? -EIO : err;
     }
-    range_lock_shared(&node->locks, &lock, offset, vec.length);
+    crypt_lock_write(node, &lock, offset, vec.length);
     err = write_in_place(node, &vec, &offset);
     range_unlock(&node->locks, &lock);
     if (err < 0 || vec.length == 0)
         return err;
+    if (!node->driver->allocate)
+        return -EIO;
     start = align_down(offset, node->cluster_size);
     end = align_up(offset + vec.length, node->cluster_size);
     range_lock_exclusive(&node->locks, &lock, start, end - start);

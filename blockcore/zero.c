@@ -185,7 +185,10 @@ static int zero_mapped(struct node *node, uint64_t offset, uint64_t length, unsi
             return err;
         if (e.kind != EXTENT_DATA || !(e.flags & EXTENT_WRITABLE))
             return -EIO;
-        err = zero_range(e.child, e.child_offset, e.length, flags);
+        if (!(e.flags & EXTENT_ENCRYPTED))
+            err = zero_range(e.child, e.child_offset, e.length, flags);
+        else /* zeroes of the file are noise here */
+            err = flags & ZERO_FAST ? -ENOTSUP : write_zero_data(node, offset, e.length);
         if (err < 0)
             return err;
         offset += e.length;
@@ -261,7 +264,8 @@ static int discard_range(struct node *node, uint64_t offset, uint64_t length)
         struct extent e;
 
         err = node->driver->map(node, offset, length, &e);
-        if (err == 0 && e.kind == EXTENT_DATA && (e.flags & EXTENT_WRITABLE))
+        if (err == 0 && e.kind == EXTENT_DATA && (e.flags & EXTENT_WRITABLE) &&
+            !(e.flags & EXTENT_ENCRYPTED)) /* holes would tell what is in use */
             err = discard_range(e.child, e.child_offset, e.length);
         offset += e.length;
         length -= e.length;

@@ -217,6 +217,10 @@ static const struct option_row qcow2_option_rows[] = {
      "bytes of L2 tables kept in memory"},
     {"refcount-cache-size", OPTION_SIZE, offsetof(struct qcow2, options.refcount_cache_size), NULL,
      "bytes of refcount blocks kept in memory"},
+    {"encrypt.format", OPTION_ENUM, offsetof(struct qcow2, options.crypt_format), qcow2_crypt_words,
+     "how the image is encrypted"},
+    {"encrypt.key-secret", OPTION_STRING, offsetof(struct qcow2, options.key_secret), NULL,
+     "id of the secret that unlocks the image"},
     {0},
 };
 
@@ -238,6 +242,7 @@ const struct driver driver_qcow2 = {
     .discard = qcow2_discard,
     .flush = qcow2_flush,
     .snapshots = &qcow2_snapshot_ops,
+    .luks_area = qcow2_luks_area,
     .check = qcow2_check,
     .create = qcow2_create,
     .measure = qcow2_measure,

@@ -12,6 +12,7 @@
  *     qcow2_reftable.c  the refcount table: loading, new blocks, growth
  *     qcow2_create.c    new images
  *     qcow2_check*.c    check and repair (see qcow2_check.h)
+ *     qcow2_crypt.c     encryption: keys, and how extents are encrypted
  *     qcow2_snapshot*.c internal snapshots (see qcow2_snapshot.h)
  *     qcow2_guard.c     which clusters hold metadata: data must never be written there
  *
@@ -33,6 +34,7 @@
 
 #include "blockcore/block.h"
 #include "blockcore/format/qcow2_disk.h"
+#include "blockcore/luks.h"
 #include "blockcore/table_cache.h"
 
 /* Runs of clusters to be freed at most, before they must be freed. */
@@ -54,7 +56,7 @@ struct guard_range {
 struct qcow2_guard {
     uint64_t *slots; /* hash set: cluster index << 3 | kind; 0: free */
     size_t slots_max, slots_used;
-    struct guard_range *ranges; /* snapshots and bitmap directory; sorted, disjoint */
+    struct guard_range *ranges; /* snapshots, bitmap directory, LUKS header; sorted, disjoint */
     size_t ranges_count;
 };
 
@@ -70,6 +72,8 @@ struct qcow2_pending {
 
 struct qcow2_options {
     uint64_t l2_cache_size, refcount_cache_size; /* bytes */
+    int crypt_format;                            /* -1: not given */
+    char *key_secret;
 };
 
 struct qcow2 {
@@ -80,6 +84,7 @@ struct qcow2 {
     unsigned l2_bits;       /* log2 of the entries of an L2 table */
     unsigned refblock_bits; /* log2 of the entries of a refcount block */
     uint64_t cluster_size;
+    struct cipher *cipher; /* NULL: not encrypted, or opened without a key */
 
     struct co_mutex lock;
     uint64_t *l1;      /* host order */
@@ -140,6 +145,34 @@ __attribute__((format(printf, 2, 3))) int qcow2_report_broken(struct qcow2 *q, c
                                                               ...);
 /* Logs what is wrong with the image or its file, once per open. Returns -EIO. */
 __attribute__((format(printf, 2, 3))) int qcow2_log_once(struct qcow2 *q, const char *format, ...);
+
+/* qcow2_crypt.c */
+extern const char *const qcow2_crypt_words[];
+/* Unlocks the image if it is encrypted and data is wanted. */
+int qcow2_crypt_open(struct qcow2 *q, struct node_open *open, struct error *error);
+/* Fills in how the data of an extent, of the guest from `offset` on, is encrypted. */
+void qcow2_crypt_extent(const struct qcow2 *q, uint64_t offset, struct extent *e);
+void qcow2_crypt_allocation(const struct qcow2 *q, struct allocation *a);
+int qcow2_luks_area(struct node *node, struct luks_area *ret, const char **ret_key_secret);
+
+/* How to encrypt a new image: the first fields are options, the rest follows from them. */
+struct qcow2_crypt_create {
+    bool encryption; /* the old name of encrypt.format=aes */
+    int format;
+    struct luks_options luks;
+    uint32_t method; /* QCOW2_CRYPT_* */
+    struct luks_header header;
+    uint64_t bytes; /* LUKS: of the header and its key material */
+    const struct secret *secret;
+};
+
+void qcow2_crypt_create_init(struct qcow2_crypt_create *c);
+int qcow2_crypt_create_judge(struct qcow2_crypt_create *c, struct error *error);
+int qcow2_crypt_create_find_secret(struct qcow2_crypt_create *c,
+                                   const struct block_context *context, struct error *error);
+/* Writes the LUKS header, if there is to be one, at `offset` of the file. */
+int qcow2_crypt_create_write(struct qcow2_crypt_create *c, struct node *file, uint64_t offset,
+                             struct error *error);
 
 /* qcow2_check.c */
 int qcow2_check(struct node *node, struct block_check *check, struct error *error);

@@ -99,6 +99,8 @@ int qcow2_allocate(struct node *node, uint64_t offset, uint64_t length, struct a
     err = qcow2_begin_change(q);
     if (err == 0)
         err = reserve(q, offset, clusters, ret);
+    if (err == 0)
+        qcow2_crypt_allocation(q, ret);
     co_mutex_unlock(&q->lock);
     if (err == 0)
         TRACE(qcow2_alloc, "%s guest %" PRIu64 " length %" PRIu64 " host %" PRIu64 "%s",

@@ -231,7 +231,9 @@ int qcow2_check_metadata(struct qcow2_check *c, struct check_l1 **ret, size_t *r
         err = count_snapshots(c, l1s, ret_count);
     if (err >= 0 && h->has_bitmaps)
         err = count_bitmaps(c);
-    return err;
+    if (err >= 0 && h->has_crypto)
+        err = count_table(c, h->crypto_offset, h->crypto_length, "LUKS header");
+    return err < 0 ? err : 0;
 }
 
 static enum check_block judge_block(struct qcow2_check *c, uint64_t index)

@@ -2,10 +2,10 @@
 /*
  * New qcow2 images, and their size.
  *
- * Layout, in clusters: header; refcount table; refcount blocks; L1 table; with preallocation L2
- * tables, then data in the order of the disk.  The L1 table ends the file, where it is the last, to
- * the byte.  The header is written last, when all it speaks of is durable: a file that was not
- * finished is no image.
+ * Layout, in clusters: header; refcount table; refcount blocks; L1 table; LUKS header; with
+ * preallocation L2 tables, then data in the order of the disk.  The L1 table ends the file, where
+ * it is the last, to the byte.  The header is written last, when all it speaks of is durable: a
+ * file that was not finished is no image.
  */
 #include "base/buffer.h"
 #include "base/checked.h"
@@ -25,16 +25,16 @@ struct create {
     /* Options. */
     uint64_t size, data_size, cluster_size, refcount_bits;
     int compat, compression, preallocation;
-    bool lazy_refcounts, extended_l2, data_file_raw, encryption;
+    bool lazy_refcounts, extended_l2, data_file_raw;
     char *backing_file, *backing_fmt, *data_file;
-    json_t *encrypt;
+    struct qcow2_crypt_create crypt;
 
     /* What follows from them. */
     unsigned cluster_bits, order, version;
     uint64_t l1_entries, data_clusters;
     /* First clusters, and counts. */
-    uint64_t reftable, reftable_clusters, blocks, block_count, l1, l1_clusters, l2, l2_count, data,
-        end;
+    uint64_t reftable, reftable_clusters, blocks, block_count, l1, l1_clusters, crypto,
+        crypto_clusters, l2, l2_count, data, end;
 };
 
 static const char *const compat_words[] = {"0.10", "v2", "1.1", "v3", NULL};
@@ -64,8 +64,11 @@ const struct option_row qcow2_create_options[] = {
      "file that holds the data"},
     {"data_file_raw", OPTION_BOOL, offsetof(struct create, data_file_raw), NULL,
      "keep the data file readable as a raw image"},
-    {"encryption", OPTION_BOOL, offsetof(struct create, encryption), NULL, "encrypt with AES"},
-    {"encrypt", OPTION_TREE, offsetof(struct create, encrypt), NULL, "how to encrypt"},
+    {"encryption", OPTION_BOOL, offsetof(struct create, crypt.encryption), NULL,
+     "the same as encrypt.format=aes"},
+    {"encrypt.format", OPTION_ENUM, offsetof(struct create, crypt.format), qcow2_crypt_words,
+     "how to encrypt: luks, or aes, which is not safe"},
+    LUKS_OPTION_ROWS("encrypt.", struct create, crypt.luks),
     {0},
 };
 
@@ -90,10 +93,6 @@ static int check_supported(const struct create *o, struct error *error)
         return unsupported("data_file", error);
     if (o->data_file_raw)
         return unsupported("data_file_raw", error);
-    if (o->encryption)
-        return unsupported("encryption", error);
-    if (o->encrypt)
-        return unsupported("encrypt", error);
     return 0;
 }
 
@@ -127,6 +126,17 @@ static int check_backing(const struct create *o, struct error *error)
                          "preallocation and a backing file exclude each other: what "
                          "is allocated would hide it");
     return 0;
+}
+
+static int check_encryption(struct create *o, struct error *error)
+{
+    int err = qcow2_crypt_create_judge(&o->crypt, error);
+
+    if (err == 0 && o->crypt.method && o->preallocation && o->version < 3)
+        return error_set(error, EINVAL,
+                         "preallocation of an encrypted image needs compatibility level 1.1 "
+                         "(compat=1.1): with an older one the disk would not read as zeroes");
+    return err;
 }
 
 static int check_numbers(struct create *o, struct error *error)
@@ -163,6 +173,7 @@ static int take_options(json_t *options, struct create *o, struct error *error)
 
     *o = (struct create){
         .cluster_size = 64 * KIB, .refcount_bits = 16, .compat = COMPAT_1_1, .size = UINT64_MAX};
+    qcow2_crypt_create_init(&o->crypt);
     err = options_take(options, qcow2_create_options, o, "format 'qcow2'", error);
     if (err == 0)
         err = options_finish(options, qcow2_create_options, "format 'qcow2'", error);
@@ -176,6 +187,8 @@ static int take_options(json_t *options, struct create *o, struct error *error)
         err = check_version(o, error);
     if (err == 0)
         err = check_backing(o, error);
+    if (err == 0)
+        err = check_encryption(o, error);
     if (err == 0 && o->compression && !codec_available(CODEC_ZSTD))
         err = error_set(error, ENOTSUP, "this build has no zstd");
     return err;
@@ -193,6 +206,7 @@ static int plan(struct create *o, struct error *error)
 
     o->data_clusters = div_round_up(o->size, o->cluster_size);
     o->l1_clusters = div_round_up(o->l1_entries * 8, o->cluster_size);
+    o->crypto_clusters = div_round_up(o->crypt.bytes, o->cluster_size);
     o->l2_count = o->preallocation ? o->l1_entries : 0;
     o->reftable = 1;
     o->block_count = o->reftable_clusters = 1;
@@ -200,7 +214,8 @@ static int plan(struct create *o, struct error *error)
         last = o->end;
         o->blocks = o->reftable + o->reftable_clusters;
         o->l1 = o->blocks + o->block_count;
-        o->l2 = o->l1 + o->l1_clusters;
+        o->crypto = o->l1 + o->l1_clusters;
+        o->l2 = o->crypto + o->crypto_clusters;
         o->data = o->l2 + o->l2_count;
         o->end = o->data + (o->preallocation ? o->data_clusters : 0);
         o->block_count = div_round_up(o->end, block_entries(o));
@@ -260,6 +275,8 @@ static int write_refcounts(const struct create *o, struct node *file, uint8_t *b
 
 static int write_tables(const struct create *o, struct node *file, uint8_t *buffer)
 {
+    /* Storage that is not encrypted yet does not read as zeroes by itself. */
+    uint64_t flags = QCOW2_COPIED | (o->crypt.method ? QCOW2_ZERO : 0);
     int err = write_refcounts(o, file, buffer);
 
     if (err == 0)
@@ -267,7 +284,7 @@ static int write_tables(const struct create *o, struct node *file, uint8_t *buff
                           QCOW2_COPIED);
     if (err == 0 && o->l2_count > 0)
         err = write_table(o, file, buffer, o->l2, o->data, o->data_clusters,
-                          o->l2_count << o->cluster_bits, QCOW2_COPIED);
+                          o->l2_count << o->cluster_bits, flags);
     return err;
 }
 
@@ -303,7 +320,7 @@ static void put_fixed_fields(const struct create *o, struct byte_writer *w)
     byte_writer_be32(w, 0);
     byte_writer_be32(w, o->cluster_bits);
     byte_writer_be64(w, o->size);
-    byte_writer_be32(w, 0); /* not encrypted */
+    byte_writer_be32(w, o->crypt.method);
     byte_writer_be32(w, (uint32_t)o->l1_entries);
     byte_writer_be64(w, o->l1_entries ? o->l1 << o->cluster_bits : 0);
     byte_writer_be64(w, o->reftable << o->cluster_bits);
@@ -325,11 +342,17 @@ static void put_fixed_fields(const struct create *o, struct byte_writer *w)
 static int fill_header(const struct create *o, uint8_t *buffer)
 {
     struct byte_writer w = byte_writer_of(buffer, o->cluster_size);
+    uint8_t where[16];
 
     memset(buffer, 0, o->cluster_size);
     put_fixed_fields(o, &w);
     if (o->backing_fmt)
         put_extension(&w, QCOW2_EXT_BACKING_FORMAT, o->backing_fmt, strlen(o->backing_fmt));
+    if (o->crypto_clusters > 0) {
+        put_be64(where, o->crypto << o->cluster_bits);
+        put_be64(where + 8, o->crypt.bytes);
+        put_extension(&w, QCOW2_EXT_CRYPTO, where, sizeof(where));
+    }
     /* Into the smallest of clusters it would not fit. */
     if (o->version >= 3 && o->cluster_size > 512)
         put_feature_table(&w);
@@ -359,6 +382,17 @@ static int write_image(const struct create *o, struct node *file, uint8_t *buffe
     return err == 0 ? block_flush(file) : err;
 }
 
+static int write_all(struct create *o, struct node *file, uint8_t *buffer, struct error *error)
+{
+    int err = qcow2_crypt_create_write(&o->crypt, file, o->crypto << o->cluster_bits, error);
+
+    if (err < 0)
+        return err;
+    err = write_image(o, file, buffer);
+    return err < 0 ? error_set_errno(error, -err, "cannot write the new image %s", node_name(file))
+                   : 0;
+}
+
 static int check_header(const struct create *o, uint8_t *buffer, struct error *error)
 {
     if (fill_header(o, buffer) == 0)
@@ -369,7 +403,7 @@ static int check_header(const struct create *o, uint8_t *buffer, struct error *e
                      o->cluster_size);
 }
 
-static int create(const struct create *o, const struct block_context *context, const char *filename,
+static int create(struct create *o, const struct block_context *context, const char *filename,
                   struct error *error)
 {
     uint8_t *buffer = buffer_get(o->cluster_size);
@@ -377,11 +411,11 @@ static int create(const struct create *o, const struct block_context *context, c
     int err = buffer ? check_header(o, buffer, error) : error_set(error, ENOMEM, "out of memory");
 
     if (err == 0)
+        err = qcow2_crypt_create_find_secret(&o->crypt, context, error);
+    if (err == 0)
         err = block_create_file(context, filename, &file, error);
     if (err == 0) {
-        err = write_image(o, file, buffer);
-        if (err < 0)
-            error_set_errno(error, -err, "cannot write the new image %s", node_name(file));
+        err = write_all(o, file, buffer, error);
         node_unref(file);
     }
     if (buffer)
@@ -410,6 +444,7 @@ static void measure(const struct create *o, struct block_measure *ret)
     uint64_t tables = 1 + o->l1_entries, blocks = 0, table = 0, total, last;
 
     tables += div_round_up(o->l1_entries * 8, o->cluster_size);
+    tables += div_round_up(o->crypt.bytes, o->cluster_size);
     total = tables + clusters;
     do {
         last = total;

@@ -49,7 +49,8 @@ enum {
 #define QCOW2_SNAPSHOTS_MAX 65536
 #define QCOW2_BITMAPS_MAX 65535
 #define QCOW2_BITMAP_DIRECTORY_MAX (UINT64_C(64) << 20)
-#define QCOW2_HOST_BITS 56 /* host offsets are below 1 << this */
+#define QCOW2_CRYPTO_MAX (UINT64_C(16) << 20) /* LUKS header and key material */
+#define QCOW2_HOST_BITS 56                    /* host offsets are below 1 << this */
 
 #define QCOW2_INCOMPAT_DIRTY (UINT64_C(1) << 0)
 #define QCOW2_INCOMPAT_CORRUPT (UINT64_C(1) << 1)
@@ -61,6 +62,7 @@ enum {
 #define QCOW2_AUTOCLEAR_BITMAPS (UINT64_C(1) << 0)
 
 enum { QCOW2_COMPRESSION_DEFLATE = 0, QCOW2_COMPRESSION_ZSTD = 1 };
+enum { QCOW2_CRYPT_NONE = 0, QCOW2_CRYPT_AES = 1, QCOW2_CRYPT_LUKS = 2 };
 
 /* A piece of cluster 0. */
 struct qcow2_piece {
@@ -88,6 +90,7 @@ struct qcow2_header {
     struct qcow2_piece backing_format;
     struct qcow2_piece feature_table;
     bool has_crypto, has_data_file, has_bitmaps;
+    uint64_t crypto_offset, crypto_length; /* bytes, of the LUKS header; only with has_crypto */
     uint64_t bitmap_directory_offset, bitmap_directory_size; /* only with has_bitmaps */
 };
 

@@ -3,9 +3,9 @@
  * The guard: which host clusters hold metadata.  It is asked before anything is written to a
  * cluster that an image, which may be broken or hostile, says is data or free.
  *
- * Header, L1 table and refcount table are compared with; snapshot tables, their L1 tables and the
- * bitmap directory are a sorted array of ranges; L2 tables and refcount blocks are a hash set. L2
- * tables that only snapshots use are protected by their refcounts alone.
+ * Header, L1 table and refcount table are compared with; snapshot tables, their L1 tables, the
+ * bitmap directory and the LUKS header are a sorted array of ranges; L2 tables and refcount blocks
+ * are a hash set. L2 tables that only snapshots use are protected by their refcounts alone.
  */
 #include "base/checked.h"
 #include "blockcore/format/qcow2.h"
@@ -163,10 +163,11 @@ static int check_overlaps(const struct qcow2 *q, struct error *error)
         struct guard_range r = q->guard.ranges[i];
 
         if (overlap(r, l1) || overlap(r, reftable))
-            return error_set(error, EINVAL,
-                             "the %s overlaps a snapshot's tables or the bitmap directory at "
-                             "offset %" PRIu64 ": the image can only be opened read-only",
-                             overlap(r, l1) ? "L1 table" : "refcount table", r.offset);
+            return error_set(
+                error, EINVAL,
+                "the %s overlaps a snapshot's tables, the bitmap directory or the LUKS header at "
+                "offset %" PRIu64 ": the image can only be opened read-only",
+                overlap(r, l1) ? "L1 table" : "refcount table", r.offset);
     }
     return 0;
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 enum { BACKING_NAME_MAX = 1023, BACKING_FORMAT_MAX = 15, FEATURE_ENTRY = 48, FEATURE_NAME = 46 };
+enum { CRYPTO_MIN = 592 }; /* the LUKS header without key material */
 
 struct extension {
     uint32_t type, length;
@@ -230,6 +231,20 @@ static int read_bitmaps(const struct extension *ext, struct qcow2_header *h, str
                          h->cluster_bits);
 }
 
+static int read_crypto(const struct extension *ext, struct qcow2_header *h, struct error *error)
+{
+    if (ext->length != 16)
+        return bad_field(error, "crypto extension length", ext->length, "16 bytes");
+    h->has_crypto = true;
+    h->crypto_offset = get_be64(ext->data);
+    h->crypto_length = get_be64(ext->data + 8);
+    if (h->crypto_length < CRYPTO_MIN || h->crypto_length > QCOW2_CRYPTO_MAX)
+        return bad_field(error, "LUKS header length", h->crypto_length, "592 bytes to 16 MiB");
+    if (h->crypto_offset == 0)
+        return bad_field(error, "LUKS header offset", 0, "behind the first cluster");
+    return check_aligned(error, "LUKS header offset", h->crypto_offset, h->cluster_bits);
+}
+
 /* One bit an extension of a known type, to find those that come twice; 0: not known. */
 static unsigned extension_bit(uint32_t type)
 {
@@ -258,16 +273,28 @@ static int read_extension(const struct extension *ext, struct qcow2_piece piece,
     case QCOW2_EXT_BITMAPS:
         return read_bitmaps(ext, h, error);
     case QCOW2_EXT_CRYPTO:
-        if (ext->length != 16)
-            return bad_field(error, "crypto extension length", ext->length, "16 bytes");
-        h->has_crypto = true;
-        return 0;
+        return read_crypto(ext, h, error);
     case QCOW2_EXT_DATA_FILE:
         h->has_data_file = true;
         return 0;
     default:
         return 0;
     }
+}
+
+/* Method and extension belong together. */
+static int check_crypto(const struct qcow2_header *h, struct error *error)
+{
+    if (h->crypt_method == QCOW2_CRYPT_LUKS && !h->has_crypto)
+        return error_set(error, EINVAL,
+                         "the image is encrypted with LUKS (crypt_method 2), but has no extension "
+                         "that tells where the LUKS header is");
+    if (h->crypt_method != QCOW2_CRYPT_LUKS && h->has_crypto)
+        return error_set(error, EINVAL,
+                         "the qcow2 header tells where a LUKS header is, but the image is not "
+                         "encrypted with LUKS (crypt_method %" PRIu32 ")",
+                         h->crypt_method);
+    return 0;
 }
 
 int qcow2_header_parse_extensions(const void *data, size_t length, struct qcow2_header *header,
@@ -300,7 +327,7 @@ int qcow2_header_parse_extensions(const void *data, size_t length, struct qcow2_
         return error_set(error, EINVAL,
                          "the qcow2 header says that its bitmaps are consistent (autoclear bit 0), "
                          "but has no bitmaps extension");
-    return 0;
+    return check_crypto(header, error);
 }
 
 /* Puts the image's own name for an incompatible feature into `out`, quoted and escaped, or "". */
@@ -387,14 +414,11 @@ int qcow2_header_check_features(const struct qcow2_header *header, const void *d
         return error_set(error, ENOTSUP,
                          "the image has extended L2 entries (incompatible bit 4), which are not "
                          "supported");
-    if (header->crypt_method != 0 || header->has_crypto)
+    if (header->crypt_method > QCOW2_CRYPT_LUKS)
         return error_set(error, ENOTSUP,
-                         "the image is encrypted (crypt_method %" PRIu32 "%s), which is not "
-                         "supported",
-                         header->crypt_method,
-                         header->crypt_method == 1   ? ", AES"
-                         : header->crypt_method == 2 ? ", LUKS"
-                                                     : "");
+                         "the image is encrypted in a way that is not known (crypt_method %" PRIu32
+                         ", only 1 and 2 are)",
+                         header->crypt_method);
     err = check_compression(header, error);
     if (err == 0 && writable)
         err = check_writable(header, error);
@@ -413,6 +437,7 @@ int qcow2_header_check_layout(const struct qcow2_header *header, uint64_t file_s
          (uint64_t)header->reftable_clusters << header->cluster_bits},
         {"snapshot table", header->snapshots_offset,
          (uint64_t)header->snapshots * QCOW2_SNAPSHOT_FIXED},
+        {"LUKS header", header->crypto_offset, header->crypto_length},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {

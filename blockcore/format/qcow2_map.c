@@ -166,6 +166,7 @@ int qcow2_map(struct node *node, uint64_t offset, uint64_t length, struct extent
     if (n < 0)
         return (int)n;
     ret->length = min_u64(length, ((uint64_t)n << q->cluster_bits) - in_cluster);
+    qcow2_crypt_extent(q, offset, ret);
     return 0;
 }
 

@@ -7,6 +7,7 @@
 #include "base/buffer.h"
 #include "base/checked.h"
 #include "base/log.h"
+#include "blockcore/cipher.h"
 #include "blockcore/codec.h"
 #include "blockcore/format/qcow2.h"
 #include "blockcore/format/qcow2_check.h"
@@ -192,7 +193,7 @@ static int collect_ranges(struct qcow2 *q, struct guard_range **ret, size_t *ret
 
     *ret_count = 0;
     q->snapshots_length = 0;
-    *ret = calloc(q->header.snapshots + 2, sizeof(**ret));
+    *ret = calloc(q->header.snapshots + 3, sizeof(**ret));
     if (!*ret)
         return out_of_memory(error);
     if (q->header.snapshots > 0)
@@ -200,6 +201,8 @@ static int collect_ranges(struct qcow2 *q, struct guard_range **ret, size_t *ret
     if (q->header.has_bitmaps)
         add_range(q, *ret, ret_count, q->header.bitmap_directory_offset,
                   q->header.bitmap_directory_size);
+    if (q->header.has_crypto)
+        add_range(q, *ret, ret_count, q->header.crypto_offset, q->header.crypto_length);
     return err;
 }
 
@@ -310,6 +313,8 @@ static int open_image(struct qcow2 *q, struct node_open *open, struct error *err
         err = open_tables(q, error);
     if (err == 0)
         err = make_caches(q, error);
+    if (err == 0)
+        err = qcow2_crypt_open(q, open, error);
     if (err < 0)
         error_prefix(error, "%s: ", node_name(q->node));
     else
@@ -326,7 +331,7 @@ int qcow2_open(struct node *node, struct node_open *open, struct error *error)
 
     q->node = node;
     co_mutex_init(&q->lock);
-    q->options = (struct qcow2_options){L2_CACHE_DEFAULT, REFCOUNT_CACHE_DEFAULT};
+    q->options = (struct qcow2_options){L2_CACHE_DEFAULT, REFCOUNT_CACHE_DEFAULT, -1, NULL};
     err = options_take(open->options, node->driver->options, q, "driver 'qcow2'", error);
     if (err == 0)
         err = open_file(node, open, error);
@@ -360,4 +365,6 @@ void qcow2_close(struct node *node)
     free(q->reftable);
     free(q->l1);
     free(q->l1_dirty);
+    cipher_free(q->cipher);
+    options_release(node->driver->options, q);
 }

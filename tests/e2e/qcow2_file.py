@@ -17,6 +17,7 @@ COMPRESSED = 1 << 62
 
 EXT_BACKING_FORMAT = 0xE2792ACA
 EXT_FEATURE_TABLE = 0x6803F857
+EXT_CRYPTO = 0x0537BE77
 
 
 class Qcow2File:
@@ -75,3 +76,8 @@ class Qcow2File:
     def extension(self, wanted):
         """File offset of an extension."""
         return next(at for at, kind, _ in self.extensions() if kind == wanted)
+
+    def crypto(self):
+        """Where the LUKS header and its key material are: file offset, bytes."""
+        at = self.extension(EXT_CRYPTO)
+        return self.u64(at + 8), self.u64(at + 16)

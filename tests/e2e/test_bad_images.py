@@ -251,7 +251,7 @@ def test_extensions(t):
             ("extension", (struct.pack(">II", 0x12345678, CLUSTER), bytes(16))),
             ("backing format", (extension(EXT_BACKING_FORMAT, b"q" * 64), end)),
             ("extension", (extension(EXT_BACKING_FORMAT, b"raw"), extension(EXT_BACKING_FORMAT, b"raw"))),
-            ("encrypted", (extension(0x0537BE77, bytes(16)), end)),
+            ("LUKS header length", (extension(0x0537BE77, bytes(16)), end)),
     ):
         refused_unchanged(t, with_extensions(t, *parts), "-f", "qcow2", says=[says])
     for parts in ((extension(0x12345678, b"unknown"), end), (extension(1, b"") * 400,),

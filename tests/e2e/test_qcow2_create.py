@@ -125,7 +125,6 @@ REFUSED = (
     ("size=1M,backing_file=base.raw", "backing_fmt"), ("size=1M,backing_fmt=raw", "backing_file"),
     ("size=1M,backing_file=none.raw,backing_fmt=raw", "none.raw"),
     ("size=1M,extended_l2=on", "not supported yet"), ("size=1M,data_file=x", "not supported yet"),
-    ("size=1M,encryption=on", "not supported yet"), ("size=1M,encrypt.format=luks", "not supported yet"),
     ("size=1M,nonsense=1", "nonsense"), ("size=-1", "size"),
 )
 

@@ -13,16 +13,27 @@
  *     qcow2_tool snapshot-create FILE NAME
  *     qcow2_tool snapshot-apply FILE CHOICE  "ID_OR_NAME", "snapshot.id=..,snapshot.name=.."
  *     qcow2_tool snapshot-delete FILE CHOICE
+ *     qcow2_tool load FILE OFFSET SOURCE     writes what the file SOURCE holds
+ *     qcow2_tool dump FILE TARGET            writes the disk into the file TARGET
+ *     qcow2_tool keys FILE OPTIONS           changes key slots: "state=active,new-secret=ID"
+ *     qcow2_tool keys-force FILE OPTIONS
+ *
+ * Before the command: --format NAME (qcow2 when not given), --secret ID=VALUE or --secret-file
+ * ID=PATH, and --open OPTIONS for the images that are opened (with "driver", they tell all; FILE
+ * does not matter then).
  *
  * Exit status: 0; 1 on errors; check and repair: 2 when corruptions are left, 3 when only leaks
  * are.
  */
+#include "base/checked.h"
 #include "base/options.h"
 #include "base/reactor.h"
+#include "base/secret.h"
 #include "blockcore/block.h"
 #include "blockcore/check.h"
 #include "blockcore/create.h"
 #include "blockcore/drivers.h"
+#include "blockcore/luks.h"
 #include "blockcore/snapshot.h"
 
 #include <errno.h>
@@ -31,7 +42,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct block_context context = {.drivers = block_drivers};
+static struct secret_store secrets;
+static const struct block_context context = {.drivers = block_drivers, .secrets = &secrets};
+static const char *format = "qcow2";
+static const char *open_options = "";
 
 struct command {
     const char *name;
@@ -47,9 +61,17 @@ struct run {
 static int open_image(const char *filename, unsigned flags, bool with_backing, struct node **ret,
                       struct error *error)
 {
-    json_t *options = with_backing ? NULL : json_pack("{s:n}", "backing");
-    int err = node_open_image(&context, filename, "qcow2", options, flags, ret, NULL, error);
+    json_t *options;
+    int err = options_parse(open_options, NULL, &options, error);
 
+    if (err < 0)
+        return err;
+    if (!with_backing)
+        json_object_set_new(options, "backing", json_null());
+    if (json_object_get(options, "driver"))
+        err = node_open_tree(&context, options, flags, ret, error);
+    else
+        err = node_open_image(&context, filename, format, options, flags, ret, NULL, error);
     json_decref(options);
     return err;
 }
@@ -61,7 +83,7 @@ static int run_create(char **arguments, struct error *error)
 
     if (err < 0)
         return err;
-    err = block_create(&context, "qcow2", arguments[0], options, error);
+    err = block_create(&context, format, arguments[0], options, error);
     json_decref(options);
     return err;
 }
@@ -74,13 +96,16 @@ static int run_measure(char **arguments, struct error *error)
 
     if (err < 0)
         return err;
-    err = block_measure(&context, "qcow2", options, &measure, error);
+    err = block_measure(&context, format, options, &measure, error);
     if (err == 0)
         printf("{\"required\": %" PRIu64 ", \"fully-allocated\": %" PRIu64 "}\n", measure.required,
                measure.fully_allocated);
     json_decref(options);
     return err;
 }
+
+/* What `load` and `dump` move at a time: no multiple of a sector, so that the edges are seen to. */
+static uint8_t piece[777777];
 
 /* The first so many findings: a hostile image has millions. */
 #define FINDINGS_MAX 200
@@ -121,7 +146,7 @@ static int check(const char *filename, unsigned fix, struct error *error)
     unsigned findings = 0;
     struct block_check check = {.fix = fix, .report = report, .report_arg = &findings};
     struct node *node;
-    int err = open_image(filename, fix ? NODE_REPAIR : 0, false, &node, error);
+    int err = open_image(filename, NODE_NO_DATA | (fix ? NODE_REPAIR : 0), false, &node, error);
 
     if (err < 0)
         return err;
@@ -151,7 +176,7 @@ static int run_map(char **arguments, struct error *error)
 {
     struct node *node;
     uint64_t offset = 0;
-    int err = open_image(arguments[0], 0, true, &node, error);
+    int err = open_image(arguments[0], NODE_NO_DATA, true, &node, error);
 
     if (err < 0)
         return err;
@@ -195,7 +220,7 @@ static int run_snapshot_list(char **arguments, struct error *error)
 {
     struct block_snapshots list;
     struct node *node;
-    int err = open_image(arguments[0], 0, false, &node, error);
+    int err = open_image(arguments[0], NODE_NO_DATA, false, &node, error);
 
     if (err < 0)
         return err;
@@ -222,7 +247,7 @@ static int run_snapshot_list(char **arguments, struct error *error)
 static int run_snapshot_create(char **arguments, struct error *error)
 {
     struct node *node;
-    int err = open_image(arguments[0], NODE_WRITABLE, false, &node, error);
+    int err = open_image(arguments[0], NODE_WRITABLE | NODE_NO_DATA, false, &node, error);
 
     if (err < 0)
         return err;
@@ -242,7 +267,7 @@ static int change_snapshot(char **arguments,
     int err = block_snapshot_choice_parse(arguments[1], &choice, error);
 
     if (err == 0)
-        err = open_image(arguments[0], NODE_WRITABLE, false, &node, error);
+        err = open_image(arguments[0], NODE_WRITABLE | NODE_NO_DATA, false, &node, error);
     if (err == 0) {
         err = verb(node, &choice, error);
         node_unref(node);
@@ -261,6 +286,79 @@ static int run_snapshot_delete(char **arguments, struct error *error)
     return change_snapshot(arguments, block_snapshot_delete, error);
 }
 
+static int run_load(char **arguments, struct error *error)
+{
+    uint64_t offset = strtoull(arguments[1], NULL, 0);
+    FILE *in = fopen(arguments[2], "rb");
+    struct node *node;
+    int err = in ? open_image(arguments[0], NODE_WRITABLE, true, &node, error) : -errno;
+
+    if (err == 0) {
+        while (err == 0 && !feof(in)) {
+            size_t n = fread(piece, 1, sizeof(piece), in);
+
+            err = block_write(node, piece, n, offset, 0);
+            offset += n;
+        }
+        if (err < 0)
+            error_set_errno(error, -err, "cannot write");
+        node_unref(node);
+    }
+    if (in)
+        fclose(in);
+    return err;
+}
+
+static int run_dump(char **arguments, struct error *error)
+{
+    FILE *out = fopen(arguments[1], "wb");
+    struct node *node;
+    int err = out ? open_image(arguments[0], 0, true, &node, error) : -errno;
+
+    if (err == 0) {
+        for (uint64_t at = 0; at < node->size && err == 0; at += sizeof(piece)) {
+            size_t n = min_u64(sizeof(piece), node->size - at);
+
+            err = block_read(node, piece, n, at);
+            if (err == 0 && fwrite(piece, 1, n, out) != n)
+                err = -EIO;
+        }
+        if (err < 0)
+            error_set_errno(error, -err, "cannot read");
+        node_unref(node);
+    }
+    if (out)
+        fclose(out);
+    return err;
+}
+
+static int change_keys(char **arguments, bool force, struct error *error)
+{
+    struct node *node;
+    json_t *options;
+    int err = options_parse(arguments[1], NULL, &options, error);
+
+    if (err < 0)
+        return err;
+    err = open_image(arguments[0], NODE_WRITABLE | NODE_NO_DATA, true, &node, error);
+    if (err == 0) {
+        err = luks_amend(node, &secrets, options, force, error);
+        node_unref(node);
+    }
+    json_decref(options);
+    return err;
+}
+
+static int run_keys(char **arguments, struct error *error)
+{
+    return change_keys(arguments, false, error);
+}
+
+static int run_keys_force(char **arguments, struct error *error)
+{
+    return change_keys(arguments, true, error);
+}
+
 static const struct command commands[] = {
     {"create", 2, run_create},
     {"measure", 1, run_measure},
@@ -268,6 +366,10 @@ static const struct command commands[] = {
     {"repair", 2, run_repair},
     {"map", 1, run_map},
     {"write", 4, run_write},
+    {"load", 3, run_load},
+    {"dump", 2, run_dump},
+    {"keys", 2, run_keys},
+    {"keys-force", 2, run_keys_force},
     {"snapshot-list", 1, run_snapshot_list},
     {"snapshot-create", 2, run_snapshot_create},
     {"snapshot-apply", 2, run_snapshot_apply},
@@ -285,12 +387,49 @@ static int run_command(void *arg)
     return status < 0 ? 1 : status;
 }
 
+static void add_secret_file(const char *id, const char *path)
+{
+    FILE *in = fopen(path, "rb");
+
+    if (in) {
+        secret_store_add(&secrets, id, piece, fread(piece, 1, SECRET_BYTES_MAX, in), NULL);
+        fclose(in);
+    }
+}
+
+/* Takes what stands before the command; what it returns is like argv. */
+static char **take_options(char **argv)
+{
+    for (; argv[1] && argv[2] && strncmp(argv[1], "--", 2) == 0; argv += 2) {
+        char *value = argv[2], *equals = strchr(value, '=');
+
+        if (strcmp(argv[1], "--format") == 0) {
+            format = value;
+        } else if (strcmp(argv[1], "--open") == 0) {
+            open_options = value;
+        } else if (strcmp(argv[1], "--secret") == 0 && equals) {
+            *equals = '\0';
+            secret_store_add(&secrets, value, equals + 1, strlen(equals + 1), NULL);
+        } else if (strcmp(argv[1], "--secret-file") == 0 && equals) {
+            *equals = '\0';
+            add_secret_file(value, equals + 1);
+        }
+    }
+    return argv;
+}
+
 int main(int argc, char **argv)
 {
-    struct run run = {.arguments = argv + 2};
+    struct run run = {0};
     struct error error;
+    char **rest;
     int status;
 
+    secret_store_init(&secrets);
+    rest = take_options(argv);
+    argc -= (int)(rest - argv);
+    argv = rest;
+    run.arguments = argv + 2;
     for (size_t i = 0; argc > 1 && i < sizeof(commands) / sizeof(commands[0]); i++) {
         if (strcmp(argv[1], commands[i].name) == 0 && argc == 2 + commands[i].arguments)
             run.command = &commands[i];
@@ -305,5 +444,6 @@ int main(int argc, char **argv)
     }
     status = reactor_run_coroutine(run_command, &run);
     reactor_fini();
+    secret_store_fini(&secrets);
     return status;
 }

@@ -172,7 +172,6 @@ static void test_foreign_formats(void **state)
         {"vmdk", "# Disk DescriptorFile", 0, 21},
         {"vdi", "\x7f\x10\xda\xbe", 64, 4},
         {"parallels", "WithoutFreeSpace", 0, 16},
-        {"luks", "LUKS\xba\xbe", 0, 6},
         {"vpc", "conectix", 0, 8},
         {"bochs", "Bochs Virtual HD Image", 0, 22},
         {"cloop", "#!/bin/sh\n#V2.0 Format\n", 0, 23},

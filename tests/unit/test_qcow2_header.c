@@ -120,8 +120,8 @@ static const struct bad_field bad_fields[] = {
     {24, 8, 512 * MIB + 1, -EINVAL, "needs 2"},
     {24, 8, INT64_MAX, -EINVAL, "virtual size is 9223372036854775807"},
     {24, 8, UINT64_MAX, -EINVAL, "virtual size is 18446744073709551615"},
-    {32, 4, 1, -ENOTSUP, "crypt_method 1, AES"},
-    {32, 4, 2, -ENOTSUP, "crypt_method 2, LUKS"},
+    {32, 4, 2, -EINVAL, "crypt_method 2), but has no extension"},
+    {32, 4, 3, -ENOTSUP, "crypt_method 3, only 1 and 2"},
     {32, 4, 7, -ENOTSUP, "crypt_method 7"},
     {36, 4, 0, -EINVAL, "L1 size is 0"},
     {36, 4, 4194305, -EINVAL, "L1 size is 4194305"},
@@ -311,7 +311,13 @@ static void refuses_bad_extensions(void **state)
         {0x23852875, 24, {[3] = 1, [15] = 1}, "bitmap directory offset is 0"},
         {0x23852875, 24, {[3] = 1, [15] = 1, [23] = 1}, "bitmap directory offset is 1"},
         {0x0537be77, 8, {0}, "crypto extension length is 8"},
-        {0x0537be77, 16, {0}, "encrypted"},
+        {0x0537be77, 16, {0}, "LUKS header length is 0"},
+        {0x0537be77, 16, {[14] = 2, [15] = 0x4f}, "LUKS header length is 591"},
+        {0x0537be77, 16, {[12] = 1, [15] = 1}, "LUKS header length is 16777217"},
+        {0x0537be77, 16, {[14] = 2, [15] = 0x50}, "LUKS header offset is 0"},
+        {0x0537be77, 16, {[6] = 1, [14] = 2, [15] = 0x50}, "LUKS header offset is 256"},
+        {0x0537be77, 16, {[0] = 1, [14] = 2, [15] = 0x50}, "below 2^56"},
+        {0x0537be77, 16, {[5] = 1, [14] = 2, [15] = 0x50}, "not encrypted with LUKS"},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
