@@ -156,6 +156,14 @@ struct driver {
 
     /* The bitmaps of the image, in its order; NULL past the last. On any stack. */
     struct block_bitmap *(*bitmap)(struct node *node, size_t index);
+    /* Adds one; the core has checked it. `granularity` may be 0. See blockcore/bitmap.h. */
+    int (*bitmap_add)(struct node *node, const char *name, uint64_t granularity, bool enabled,
+                      struct error *error);
+    /*
+     * Called while node->tracks_changes is set, under the range lock, before the contents of the
+     * range change in any way.  What it returns ends the request.
+     */
+    int (*track)(struct node *node, uint64_t offset, uint64_t length);
 
     /* Internal snapshots, for formats that have them: see blockcore/snapshot.h. */
     const struct block_snapshot_ops *snapshots;

@@ -47,6 +47,12 @@ static inline bool needs_locks(const struct node *node)
     return (node->driver->allocate != NULL || node->encrypted) && node_writable(node);
 }
 
+/* Before contents change, under the range lock: lets the driver record it. */
+static inline int track_change(struct node *node, uint64_t offset, uint64_t length)
+{
+    return node->tracks_changes ? node->driver->track(node, offset, length) : 0;
+}
+
 /* read.c: reads without taking the node's range lock: the caller holds one that covers it. */
 int engine_read_locked(struct node *node, struct vec vec, uint64_t offset);
 /* Forgets the decoded unit: the mapping of the node has changed. */

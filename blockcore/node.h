@@ -97,6 +97,7 @@ struct node {
     bool reuses_storage;   /* what map names may be given back, and hold other data later */
     bool encrypted;        /* formats: what map names may be encrypted */
     bool rotational;
+    bool tracks_changes; /* the driver is told of changes; it may set and clear this later, too */
 
     /* Core. */
     struct range_locks locks;

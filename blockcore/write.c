@@ -202,7 +202,9 @@ int format_write(struct node *node, struct vec vec, uint64_t offset)
         return err == 0 && vec.length > 0 ? -EIO : err;
     }
     crypt_lock_write(node, &lock, offset, vec.length);
-    err = write_in_place(node, &vec, &offset);
+    err = track_change(node, offset, vec.length);
+    if (err == 0)
+        err = write_in_place(node, &vec, &offset);
     range_unlock(&node->locks, &lock);
     if (err < 0 || vec.length == 0)
         return err;
@@ -211,7 +213,9 @@ int format_write(struct node *node, struct vec vec, uint64_t offset)
     start = align_down(offset, node->cluster_size);
     end = align_up(offset + vec.length, node->cluster_size);
     range_lock_exclusive(&node->locks, &lock, start, end - start);
-    err = write_allocating(node, vec, offset);
+    err = track_change(node, offset, vec.length);
+    if (err == 0)
+        err = write_allocating(node, vec, offset);
     range_unlock(&node->locks, &lock);
     return err;
 }

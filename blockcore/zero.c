@@ -73,7 +73,9 @@ static int zero_clusters(struct node *node, uint64_t offset, uint64_t length, un
             struct range_lock lock;
 
             range_lock_exclusive(&node->locks, &lock, offset, align_up(n, node->cluster_size));
-            err = node->driver->zero(node, offset, n, flags);
+            err = track_change(node, offset, n);
+            if (err == 0)
+                err = node->driver->zero(node, offset, n, flags);
             engine_forget_decoded(node);
             range_unlock(&node->locks, &lock);
         }
@@ -235,7 +237,9 @@ static int discard_clusters(struct node *node, uint64_t offset, uint64_t length)
         struct range_lock lock;
 
         range_lock_exclusive(&node->locks, &lock, offset, align_up(n, node->cluster_size));
-        err = node->driver->discard(node, offset, n);
+        err = track_change(node, offset, n);
+        if (err == 0)
+            err = node->driver->discard(node, offset, n);
         engine_forget_decoded(node);
         range_unlock(&node->locks, &lock);
         offset += n;

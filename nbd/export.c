@@ -94,6 +94,12 @@ int nbd_export_add_bitmap(struct nbd_export *nbd_export, const char *name, struc
 
     if (r < 0)
         return r;
+    /* It would change under a client that counts on a disk that does not. */
+    if (nbd_export->read_only && bitmap->enabled && node_writable(bitmap->node))
+        return error_set(error, EINVAL,
+                         "Enabled bitmap '%s' cannot be exported read-only while its image is open "
+                         "for writing",
+                         error_escape(shown, sizeof(shown), name, strlen(name)));
     for (unsigned i = 0; i < nbd_export->bitmap_count; i++) {
         if (nbd_export->bitmaps[i] == bitmap)
             return error_set(error, EEXIST, "Bitmap '%s' was given more than once",

@@ -98,8 +98,7 @@ static int qcow2_flush(struct node *node)
     return err;
 }
 
-/* Writes a u64 of the header, durably. */
-static int patch_header(struct qcow2 *q, uint64_t at, uint64_t value)
+int qcow2_patch_header(struct qcow2 *q, uint64_t at, uint64_t value)
 {
     uint8_t data[8];
     int err;
@@ -110,19 +109,21 @@ static int patch_header(struct qcow2 *q, uint64_t at, uint64_t value)
 }
 
 /*
- * We keep none of the autoclear features, bitmaps included, consistent: whoever knows them must
+ * Of the autoclear features we keep bitmaps consistent, and no other: whoever knows those must
  * learn that, before anything is written.
  */
-static int clear_autoclear(struct qcow2 *q)
+static int get_write_ready(struct qcow2 *q)
 {
-    int err = 0;
+    uint64_t kept = q->header.has_bitmaps ? QCOW2_AUTOCLEAR_BITMAPS : 0;
+    int err = qcow2_bitmaps_begin(q);
 
-    if (q->header.autoclear != 0)
-        err = patch_header(q, QCOW2_AT_AUTOCLEAR, 0);
+    if (err == 0 && (q->header.autoclear & ~kept) != 0)
+        err = qcow2_patch_header(q, QCOW2_AT_AUTOCLEAR, q->header.autoclear & kept);
     if (err < 0)
         return err;
-    q->header.autoclear = 0;
+    q->header.autoclear &= kept;
     q->write_ready = true;
+    qcow2_bitmaps_update_tracking(q);
     return 0;
 }
 
@@ -133,7 +134,7 @@ int qcow2_begin_change(struct qcow2 *q)
     if (q->corrupt)
         return -EIO;
     if (!q->write_ready)
-        err = clear_autoclear(q);
+        err = get_write_ready(q);
     if (err == 0 && q->pending.count >= QCOW2_PENDING_MAX)
         err = qcow2_write_back(q);
     /* Writing back may have found that the image is corrupt. */
@@ -149,7 +150,7 @@ static int mark_corrupt(struct qcow2 *q, const char *text)
     if (q->header.version < 3)
         return -EIO;
     q->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
-    if (patch_header(q, QCOW2_AT_INCOMPATIBLE, q->header.incompatible) < 0)
+    if (qcow2_patch_header(q, QCOW2_AT_INCOMPATIBLE, q->header.incompatible) < 0)
         log_error("%s could not be marked corrupt", node_name(q->node));
     return -EIO;
 }
@@ -243,6 +244,9 @@ const struct driver driver_qcow2 = {
     .flush = qcow2_flush,
     .snapshots = &qcow2_snapshot_ops,
     .luks_area = qcow2_luks_area,
+    .bitmap = qcow2_bitmap_get,
+    .bitmap_add = qcow2_bitmap_add,
+    .track = qcow2_track,
     .check = qcow2_check,
     .create = qcow2_create,
     .measure = qcow2_measure,

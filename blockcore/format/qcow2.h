@@ -14,6 +14,7 @@
  *     qcow2_check*.c    check and repair (see qcow2_check.h)
  *     qcow2_crypt.c     encryption: keys, and how extents are encrypted
  *     qcow2_snapshot*.c internal snapshots (see qcow2_snapshot.h)
+ *     qcow2_bitmap*.c   dirty bitmaps (see qcow2_bitmap.h)
  *     qcow2_guard.c     which clusters hold metadata: data must never be written there
  *
  * Order on disk, so that a crash leaks clusters at worst:
@@ -45,7 +46,7 @@ enum guard_kind {
     GUARD_NONE,
     GUARD_L2,
     GUARD_REFBLOCK,
-    GUARD_FIXED,    /* header, L1 or refcount table, snapshots, bitmap directory */
+    GUARD_FIXED,    /* header, L1 or refcount table, snapshots, bitmaps */
     GUARD_CONFLICT, /* more than one of them: the image is broken there */
 };
 
@@ -56,7 +57,7 @@ struct guard_range {
 struct qcow2_guard {
     uint64_t *slots; /* hash set: cluster index << 3 | kind; 0: free */
     size_t slots_max, slots_used;
-    struct guard_range *ranges; /* snapshots, bitmap directory, LUKS header; sorted, disjoint */
+    struct guard_range *ranges; /* snapshots, LUKS header; sorted, disjoint */
     size_t ranges_count;
 };
 
@@ -101,11 +102,13 @@ struct qcow2 {
     uint64_t stale_end; /* past the file's known end may be bytes up to here that are not zero */
     struct qcow2_guard guard;
     struct qcow2_pending pending;
+    struct qcow2_bitmaps *bitmaps; /* NULL: none */
 
     uint64_t snapshots_length; /* bytes of the snapshot table */
     bool at_snapshot;          /* read-only: the header's disk is that of a snapshot */
 
-    bool write_ready;   /* the header says that somebody wrote who knows no autoclear feature */
+    /* The header names no autoclear feature that we do not know, and bitmaps are marked in_use. */
+    bool write_ready;
     bool corrupt;       /* changes are refused */
     bool broken_logged; /* something broken was logged; the rest is not */
 };
@@ -124,6 +127,8 @@ int qcow2_guard_reload(struct qcow2 *q, struct error *error);
 int qcow2_begin_change(struct qcow2 *q);
 /* Writes all dirty metadata in order and frees what is pending; the lock is held. */
 int qcow2_write_back(struct qcow2 *q);
+/* Writes a u64 of the header, durably; the lock is held. */
+int qcow2_patch_header(struct qcow2 *q, uint64_t at, uint64_t value);
 void qcow2_l1_set(struct qcow2 *q, uint64_t l1_index, uint64_t value);
 /*
  * Switches to something new: changes fields of the header or an entry of the refcount table with
@@ -173,6 +178,30 @@ int qcow2_crypt_create_find_secret(struct qcow2_crypt_create *c,
 /* Writes the LUKS header, if there is to be one, at `offset` of the file. */
 int qcow2_crypt_create_write(struct qcow2_crypt_create *c, struct node *file, uint64_t offset,
                              struct error *error);
+
+/* qcow2_bitmap_load.c, qcow2_bitmap.c */
+/*
+ * Reads the directory; header, L1 and refcount table are known.  A directory that cannot be used is
+ * an error when the image is writable, else a warning.
+ */
+int qcow2_bitmaps_open(struct qcow2 *q, struct error *error);
+/* Saves what was recorded, and frees; errors are logged. All else has been flushed. */
+void qcow2_bitmaps_close(struct qcow2 *q);
+/* Marks the enabled bitmaps in_use, durably: from now on they record. The lock is held. */
+int qcow2_bitmaps_begin(struct qcow2 *q);
+/* Lets the core tell of changes if a bitmap records them, and only then. */
+void qcow2_bitmaps_update_tracking(struct qcow2 *q);
+/* The range is dirty now; after qcow2_begin_change, under the range lock. Never waits. */
+void qcow2_bitmaps_mark(struct qcow2 *q, uint64_t offset, uint64_t length);
+/* Duties before the guest range changes (see struct driver): without the lock. */
+int qcow2_track(struct node *node, uint64_t offset, uint64_t length);
+struct block_bitmap *qcow2_bitmap_get(struct node *node, size_t index);
+int qcow2_bitmap_add(struct node *node, const char *name, uint64_t granularity, bool enabled,
+                     struct error *error);
+static inline bool qcow2_has_bitmaps(const struct qcow2 *q)
+{
+    return q->header.has_bitmaps;
+}
 
 /* qcow2_check.c */
 int qcow2_check(struct node *node, struct block_check *check, struct error *error);
@@ -258,10 +287,15 @@ int qcow2_reftable_take_region(struct qcow2 *q, uint64_t clusters, uint64_t *ret
  */
 int qcow2_guard_init(struct qcow2 *q, struct guard_range *ranges, size_t count,
                      struct error *error);
+/* The same again, once they have changed; what was added for bitmaps stays. */
+int qcow2_guard_renew(struct qcow2 *q, struct guard_range *ranges, size_t count,
+                      struct error *error);
 void qcow2_guard_fini(struct qcow2 *q);
 /* Makes room for `clusters` calls of qcow2_guard_add. 0 or -ENOMEM. */
 int qcow2_guard_reserve(struct qcow2 *q, size_t clusters);
 void qcow2_guard_add(struct qcow2 *q, uint64_t offset, enum guard_kind kind);
+/* Forgets a cluster that was added. */
+void qcow2_guard_remove(struct qcow2 *q, uint64_t offset);
 enum guard_kind qcow2_guard_find(const struct qcow2 *q, uint64_t offset);
 /* First cluster of the range that metadata uses, or first + count. */
 uint64_t qcow2_guard_search(const struct qcow2 *q, uint64_t first, uint64_t count);

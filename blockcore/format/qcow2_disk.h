@@ -32,10 +32,12 @@ enum {
     QCOW2_EXT_BITMAPS = 0x23852875,
     QCOW2_EXT_CRYPTO = 0x0537be77,
     QCOW2_EXT_DATA_FILE = 0x44415441,
+    QCOW2_EXT_UNUSED = 0x766f6964, /* ours, known to nobody: one that was taken out of use */
 };
 
 /* Where fields lie that are patched in place. */
 enum {
+    QCOW2_AT_BACKING_NAME = 8,
     QCOW2_AT_DISK = 24, /* u64 size, u32 crypt_method, u32 L1 entries, u64 L1 offset: one write */
     QCOW2_AT_REFTABLE = 48,  /* u64 offset, u32 clusters: switched in one write */
     QCOW2_AT_SNAPSHOTS = 60, /* u32 number, u64 offset: switched in one write */
@@ -92,6 +94,7 @@ struct qcow2_header {
     bool has_crypto, has_data_file, has_bitmaps;
     uint64_t crypto_offset, crypto_length; /* bytes, of the LUKS header; only with has_crypto */
     uint64_t bitmap_directory_offset, bitmap_directory_size; /* only with has_bitmaps */
+    uint32_t bitmap_count;                                   /* as well */
 };
 
 /*
@@ -112,6 +115,17 @@ int qcow2_header_parse_extensions(const void *data, size_t length, struct qcow2_
  */
 int qcow2_header_check_features(const struct qcow2_header *header, const void *data, size_t length,
                                 bool writable, struct error *error);
+
+/* Where in cluster 0 an extension is, or could be. */
+struct qcow2_extension_place {
+    uint32_t at; /* of its type; when there is none: of the end marker */
+    uint32_t length;
+    bool last; /* the end marker follows; when there is none: there is an end marker */
+};
+
+/* Finds the extension of a type: whether there is one.  The extensions have been parsed before. */
+bool qcow2_header_find_extension(const void *data, size_t length, const struct qcow2_header *header,
+                                 uint32_t type, struct qcow2_extension_place *ret);
 
 /* Checks that the tables that the header names lie within the file. */
 int qcow2_header_check_layout(const struct qcow2_header *header, uint64_t file_size,

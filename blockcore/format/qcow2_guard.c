@@ -3,9 +3,9 @@
  * The guard: which host clusters hold metadata.  It is asked before anything is written to a
  * cluster that an image, which may be broken or hostile, says is data or free.
  *
- * Header, L1 table and refcount table are compared with; snapshot tables, their L1 tables, the
- * bitmap directory and the LUKS header are a sorted array of ranges; L2 tables and refcount blocks
- * are a hash set. L2 tables that only snapshots use are protected by their refcounts alone.
+ * Header, L1 table and refcount table are compared with; snapshot tables, their L1 tables and the
+ * LUKS header are a sorted array of ranges; L2 tables, refcount blocks and all of bitmaps are a
+ * hash set.  L2 tables that only snapshots use are protected by their refcounts alone.
  */
 #include "base/checked.h"
 #include "blockcore/format/qcow2.h"
@@ -121,6 +121,25 @@ void qcow2_guard_add(struct qcow2 *q, uint64_t offset, enum guard_kind kind)
     *slot = cluster << 3 | kind;
 }
 
+void qcow2_guard_remove(struct qcow2 *q, uint64_t offset)
+{
+    struct qcow2_guard *g = &q->guard;
+    uint64_t *gap = find_slot(g, offset >> q->cluster_bits);
+
+    if (*gap == 0)
+        return;
+    *gap = 0;
+    g->slots_used--;
+    /* Those behind the gap, up to the next one, are put in anew: one may belong there. */
+    for (size_t i = (size_t)(gap - g->slots + 1) & (g->slots_max - 1); g->slots[i] != 0;
+         i = (i + 1) & (g->slots_max - 1)) {
+        uint64_t moved = g->slots[i];
+
+        g->slots[i] = 0;
+        *find_slot(g, moved >> 3) = moved;
+    }
+}
+
 static int compare_ranges(const void *a, const void *b)
 {
     const struct guard_range *x = a, *y = b;
@@ -163,11 +182,10 @@ static int check_overlaps(const struct qcow2 *q, struct error *error)
         struct guard_range r = q->guard.ranges[i];
 
         if (overlap(r, l1) || overlap(r, reftable))
-            return error_set(
-                error, EINVAL,
-                "the %s overlaps a snapshot's tables, the bitmap directory or the LUKS header at "
-                "offset %" PRIu64 ": the image can only be opened read-only",
-                overlap(r, l1) ? "L1 table" : "refcount table", r.offset);
+            return error_set(error, EINVAL,
+                             "the %s overlaps a snapshot's tables or the LUKS header at offset "
+                             "%" PRIu64 ": the image can only be opened read-only",
+                             overlap(r, l1) ? "L1 table" : "refcount table", r.offset);
     }
     return 0;
 }
@@ -199,9 +217,40 @@ int qcow2_guard_init(struct qcow2 *q, struct guard_range *ranges, size_t count, 
     return 0;
 }
 
+static void guard_free(struct qcow2_guard *g)
+{
+    free(g->slots);
+    free(g->ranges);
+    *g = (struct qcow2_guard){0};
+}
+
+/* Of what is in the hash set, only bitmaps are GUARD_FIXED. */
+static int keep_bitmaps(struct qcow2 *q, const struct qcow2_guard *old)
+{
+    if (qcow2_guard_reserve(q, old->slots_used) < 0)
+        return -ENOMEM;
+    for (size_t i = 0; i < old->slots_max; i++) {
+        if ((old->slots[i] & 7) == GUARD_FIXED)
+            qcow2_guard_add(q, old->slots[i] >> 3 << q->cluster_bits, GUARD_FIXED);
+    }
+    return 0;
+}
+
+int qcow2_guard_renew(struct qcow2 *q, struct guard_range *ranges, size_t count,
+                      struct error *error)
+{
+    struct qcow2_guard old = q->guard;
+    int err;
+
+    q->guard = (struct qcow2_guard){0};
+    err = qcow2_guard_init(q, ranges, count, error);
+    if (err == 0 && keep_bitmaps(q, &old) < 0)
+        err = error_set(error, ENOMEM, "out of memory");
+    guard_free(&old);
+    return err;
+}
+
 void qcow2_guard_fini(struct qcow2 *q)
 {
-    free(q->guard.slots);
-    free(q->guard.ranges);
-    q->guard = (struct qcow2_guard){0};
+    guard_free(&q->guard);
 }

@@ -227,6 +227,7 @@ static int read_bitmaps(const struct extension *ext, struct qcow2_header *h, str
     if (h->bitmap_directory_offset == 0)
         return bad_field(error, "bitmap directory offset", 0, "behind the first cluster");
     h->has_bitmaps = true;
+    h->bitmap_count = count;
     return check_aligned(error, "bitmap directory offset", h->bitmap_directory_offset,
                          h->cluster_bits);
 }
@@ -328,6 +329,33 @@ int qcow2_header_parse_extensions(const void *data, size_t length, struct qcow2_
                          "the qcow2 header says that its bitmaps are consistent (autoclear bit 0), "
                          "but has no bitmaps extension");
     return check_crypto(header, error);
+}
+
+bool qcow2_header_find_extension(const void *data, size_t length, const struct qcow2_header *header,
+                                 uint32_t type, struct qcow2_extension_place *ret)
+{
+    struct byte_reader r = extension_area(data, length, header);
+    struct extension ext;
+    bool found = false;
+
+    *ret = (struct qcow2_extension_place){0};
+    for (;;) {
+        const uint8_t *at = r.data;
+        bool more = next_extension(&r, &ext) > 0;
+
+        if (found) {
+            ret->last = !more;
+            return true;
+        }
+        ret->at = (uint32_t)(at - (const uint8_t *)data);
+        if (!more)
+            break;
+        ret->length = ext.length;
+        found = ext.type == type;
+    }
+    ret->length = 0;
+    ret->last = r.data > (const uint8_t *)data + ret->at; /* it was read */
+    return false;
 }
 
 /* Puts the image's own name for an incompatible feature into `out`, quoted and escaped, or "". */

@@ -193,14 +193,11 @@ static int collect_ranges(struct qcow2 *q, struct guard_range **ret, size_t *ret
 
     *ret_count = 0;
     q->snapshots_length = 0;
-    *ret = calloc(q->header.snapshots + 3, sizeof(**ret));
+    *ret = calloc(q->header.snapshots + 2, sizeof(**ret));
     if (!*ret)
         return out_of_memory(error);
     if (q->header.snapshots > 0)
         err = scan_snapshots(q, *ret, ret_count, error);
-    if (q->header.has_bitmaps)
-        add_range(q, *ret, ret_count, q->header.bitmap_directory_offset,
-                  q->header.bitmap_directory_size);
     if (q->header.has_crypto)
         add_range(q, *ret, ret_count, q->header.crypto_offset, q->header.crypto_length);
     return err;
@@ -212,12 +209,10 @@ int qcow2_guard_reload(struct qcow2 *q, struct error *error)
     size_t count;
     int err = collect_ranges(q, &ranges, &count, error);
 
-    if (err == 0) {
-        qcow2_guard_fini(q);
-        err = qcow2_guard_init(q, ranges, count, error);
-    } else {
+    if (err == 0)
+        err = qcow2_guard_renew(q, ranges, count, error);
+    else
         free(ranges);
-    }
     if (err < 0)
         q->corrupt = true;
     return err;
@@ -239,11 +234,7 @@ static int open_for_change(struct qcow2 *q, struct error *error)
     if (!file_grows(q->file))
         q->cluster_limit = min_u64(q->cluster_limit, q->file->size >> q->cluster_bits);
     q->write_ready = q->header.autoclear == 0;
-    if (q->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS)
-        log_warning(
-            "%s has dirty bitmaps, which are not kept up to date yet: the first write makes "
-            "them invalid",
-            node_name(q->node));
+    q->node->tracks_changes = !q->write_ready;
     return 0;
 }
 
@@ -314,6 +305,8 @@ static int open_image(struct qcow2 *q, struct node_open *open, struct error *err
     if (err == 0)
         err = make_caches(q, error);
     if (err == 0)
+        err = qcow2_bitmaps_open(q, error);
+    if (err == 0)
         err = qcow2_crypt_open(q, open, error);
     if (err < 0)
         error_prefix(error, "%s: ", node_name(q->node));
@@ -358,6 +351,7 @@ void qcow2_close(struct node *node)
 {
     struct qcow2 *q = node->state;
 
+    qcow2_bitmaps_close(q);
     table_cache_free(q->l2_cache);
     table_cache_free(q->refcount_cache);
     qcow2_guard_fini(q);

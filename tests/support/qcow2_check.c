@@ -109,6 +109,64 @@ static void count_snapshots(struct check *c)
     count(c, start, offset - start, "snapshot table");
 }
 
+static void count_bitmap(struct check *c, const uint8_t *entry)
+{
+    uint64_t table = get_be64(entry), bytes = get_be32(entry + 8) * UINT64_C(8);
+
+    if (!range_within(table, bytes, c->length)) {
+        complain(c->report, "the bitmap table at %" PRIu64 " is beyond the end", table);
+        return;
+    }
+    count(c, table, bytes, "bitmap table");
+    for (uint64_t i = 0; i < bytes; i += 8) {
+        uint64_t value = get_be64(c->data + table + i);
+
+        if (value > 1)
+            count(c, value, UINT64_C(1) << c->bits, "bitmap data");
+    }
+}
+
+/* The bitmaps extension, if there is one in force: the 24 bytes of it, else NULL. */
+static const uint8_t *find_bitmaps(const uint8_t *data)
+{
+    uint64_t at = get_be32(data + 100);
+
+    if (get_be32(data + 4) < 3 || !(get_be64(data + 88) & 1))
+        return NULL;
+    while (get_be32(data + at) != 0x23852875) {
+        if (get_be32(data + at) == 0)
+            return NULL;
+        at += 8 + align_up(get_be32(data + at + 4), 8);
+    }
+    return data + at + 8;
+}
+
+static void count_bitmaps(struct check *c)
+{
+    const uint8_t *extension = find_bitmaps(c->data);
+    uint64_t at, size;
+
+    if (!extension)
+        return;
+    size = get_be64(extension + 8);
+    at = get_be64(extension + 16);
+    if (!range_within(at, size, c->length)) {
+        complain(c->report, "the bitmap directory is beyond the end");
+        return;
+    }
+    count(c, at, size, "bitmap directory");
+    for (uint32_t i = 0; i < get_be32(extension); i++) {
+        const uint8_t *entry = c->data + at;
+
+        count_bitmap(c, entry);
+        at += align_up(24 + get_be32(entry + 20) + get_be16(entry + 18), 8);
+    }
+    if (at != get_be64(extension + 16) + size)
+        complain(c->report,
+                 "the bitmap directory has %" PRIu64 " bytes, and %" PRIu64 " in entries", size,
+                 at - get_be64(extension + 16));
+}
+
 static void count_refcounts(struct check *c)
 {
     uint64_t table = get_be64(c->data + 48);
@@ -140,6 +198,7 @@ void qcow2_image_count(const uint8_t *data, size_t length, uint64_t *counts,
     count(&c, 0, 1, "header");
     count_l1(&c, get_be64(data + 40), get_be32(data + 36));
     count_snapshots(&c);
+    count_bitmaps(&c);
     count_refcounts(&c);
 }
 

@@ -17,6 +17,12 @@
  *     qcow2_tool dump FILE TARGET            writes the disk into the file TARGET
  *     qcow2_tool keys FILE OPTIONS           changes key slots: "state=active,new-secret=ID"
  *     qcow2_tool keys-force FILE OPTIONS
+ *     qcow2_tool zero FILE OFFSET LENGTH
+ *     qcow2_tool discard FILE OFFSET LENGTH
+ *     qcow2_tool bitmap-list FILE            one line of JSON a bitmap, with its dirty extents
+ *     qcow2_tool bitmap-add FILE NAME GRANULARITY enabled|disabled
+ *     qcow2_tool bitmap-remove|bitmap-clear|bitmap-enable|bitmap-disable FILE NAME
+ *     qcow2_tool bitmap-merge FILE SOURCE TARGET
  *
  * Before the command: --format NAME (qcow2 when not given), --secret ID=VALUE or --secret-file
  * ID=PATH, and --open OPTIONS for the images that are opened (with "driver", they tell all; FILE
@@ -25,6 +31,7 @@
  * Exit status: 0; 1 on errors; check and repair: 2 when corruptions are left, 3 when only leaks
  * are.
  */
+#include "tests/tools/qcow2_tool.h"
 #include "base/checked.h"
 #include "base/options.h"
 #include "base/reactor.h"
@@ -58,8 +65,8 @@ struct run {
     char **arguments;
 };
 
-static int open_image(const char *filename, unsigned flags, bool with_backing, struct node **ret,
-                      struct error *error)
+int open_image(const char *filename, unsigned flags, bool with_backing, struct node **ret,
+               struct error *error)
 {
     json_t *options;
     int err = options_parse(open_options, NULL, &options, error);
@@ -359,6 +366,32 @@ static int run_keys_force(char **arguments, struct error *error)
     return change_keys(arguments, true, error);
 }
 
+static int erase(char **arguments, bool discard, struct error *error)
+{
+    uint64_t offset = strtoull(arguments[1], NULL, 0), length = strtoull(arguments[2], NULL, 0);
+    struct node *node;
+    int err = open_image(arguments[0], NODE_WRITABLE | NODE_UNMAP, true, &node, error);
+
+    if (err < 0)
+        return err;
+    err = discard ? block_discard(node, offset, length, 0)
+                  : block_zero(node, offset, length, ZERO_MAY_UNMAP);
+    if (err < 0)
+        error_set_errno(error, -err, "cannot %s", discard ? "discard" : "zero");
+    node_unref(node);
+    return err;
+}
+
+static int run_zero(char **arguments, struct error *error)
+{
+    return erase(arguments, false, error);
+}
+
+static int run_discard(char **arguments, struct error *error)
+{
+    return erase(arguments, true, error);
+}
+
 static const struct command commands[] = {
     {"create", 2, run_create},
     {"measure", 1, run_measure},
@@ -366,6 +399,8 @@ static const struct command commands[] = {
     {"repair", 2, run_repair},
     {"map", 1, run_map},
     {"write", 4, run_write},
+    {"zero", 3, run_zero},
+    {"discard", 3, run_discard},
     {"load", 3, run_load},
     {"dump", 2, run_dump},
     {"keys", 2, run_keys},
@@ -374,6 +409,13 @@ static const struct command commands[] = {
     {"snapshot-create", 2, run_snapshot_create},
     {"snapshot-apply", 2, run_snapshot_apply},
     {"snapshot-delete", 2, run_snapshot_delete},
+    {"bitmap-list", 1, run_bitmap_list},
+    {"bitmap-add", 4, run_bitmap_add},
+    {"bitmap-remove", 2, run_bitmap_remove},
+    {"bitmap-clear", 2, run_bitmap_clear},
+    {"bitmap-enable", 2, run_bitmap_enable},
+    {"bitmap-disable", 2, run_bitmap_disable},
+    {"bitmap-merge", 3, run_bitmap_merge},
 };
 
 static int run_command(void *arg)
@@ -435,7 +477,7 @@ int main(int argc, char **argv)
             run.command = &commands[i];
     }
     if (!run.command) {
-        fprintf(stderr, "usage: qcow2_tool create|measure|check|repair|map|write|snapshot-* ...\n");
+        fprintf(stderr, "usage: qcow2_tool create|measure|check|repair|map|write|...\n");
         return 1;
     }
     if (reactor_init(&error) < 0) {
