@@ -3,7 +3,8 @@
  * The check of qcow2, private to its files.
  *
  *     qcow2_check.c            the order of the whole, reports, the header's dirty and corrupt bits
- *     qcow2_check_metadata.c   references by header, tables, snapshots, bitmaps
+ *     qcow2_check_metadata.c   references by header, tables, snapshots
+ *     qcow2_check_bitmaps.c    references by bitmaps
  *     qcow2_check_l1.c         references by L1 tables: which L2 tables there are
  *     qcow2_check_l2.c         references by L2 tables: data
  *     qcow2_check_refcounts.c  comparing and setting refcounts, copied bits
@@ -113,6 +114,10 @@ uint64_t qcow2_check_span(const struct qcow2_check *c, uint64_t offset, uint64_t
 int qcow2_check_metadata(struct qcow2_check *c, struct check_l1 **ret, size_t *ret_count);
 /* Counts the refcount blocks; L2 tables have been counted, and win where they overlap. */
 int qcow2_check_refblocks(struct qcow2_check *c);
+
+/* qcow2_check_bitmaps.c */
+/* Counts directory, tables and data of the bitmaps, which the header has. */
+int qcow2_check_bitmaps(struct qcow2_check *c);
 
 /* qcow2_check_l1.c */
 int qcow2_check_walk_l1(struct qcow2_check *c, const struct check_l1 *l1, check_l1_visit *visit);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * References by metadata that has exactly one: header, L1 tables, snapshot table, bitmaps, refcount
- * table and refcount blocks.  See qcow2_check.h.
+ * References by metadata that has exactly one: header, L1 tables, snapshot table, refcount table
+ * and refcount blocks.  See qcow2_check.h.
  */
 #include "base/checked.h"
 #include "blockcore/format/qcow2_check.h"
@@ -11,8 +11,6 @@
 #include <stdlib.h>
 
 #define REFTABLE_RESERVED UINT64_C(0x1ff)
-#define BITMAP_ENTRY_FIXED 24
-#define BITMAP_TABLE_MAX (UINT64_C(1) << 27)
 
 /*
  * Counts the clusters of something.  1 when it cannot be there: it passes the end of the file, or
@@ -125,68 +123,6 @@ static int count_snapshots(struct qcow2_check *c, struct check_l1 *l1s, size_t *
     return err < 0 ? err : 0;
 }
 
-/* An entry of a bitmap's table. One that is broken is made to say that all is dirty. */
-static int count_bitmap_cluster(struct qcow2_check *c, const struct check_l1 *table, uint64_t index,
-                                uint64_t *value)
-{
-    uint64_t offset = *value & QCOW2_OFFSET_MASK;
-
-    if (*value == 1)
-        return 0;
-    if (!(*value & ~QCOW2_OFFSET_MASK) && is_aligned(offset, c->cluster_size) &&
-        !qcow2_check_beyond(c, offset, c->cluster_size) &&
-        !qcow2_check_is_metadata(c, offset, c->cluster_size))
-        return qcow2_counts_add(&c->counts, offset >> c->cluster_bits, 1, COUNT_FIXED);
-    qcow2_check_corruption(c, qcow2_check_fixes(c),
-                           "entry %" PRIu64 " of the bitmap table at "
-                           "offset %" PRIu64 " is 0x%016" PRIx64,
-                           index, table->offset, *value);
-    if (qcow2_check_fixes(c))
-        *value = 1;
-    return 0;
-}
-
-static int count_bitmap(struct qcow2_check *c, const uint8_t *entry)
-{
-    struct check_l1 table = {.offset = get_be64(entry), .entries = get_be32(entry + 8)};
-    int err;
-
-    if (!is_aligned(table.offset, c->cluster_size) || table.entries > BITMAP_TABLE_MAX) {
-        qcow2_check_corruption(c, false,
-                               "a bitmap has a table of %" PRIu64 " entries at offset %" PRIu64
-                               ", which cannot be",
-                               table.entries, table.offset);
-        c->incomplete = true;
-        return 0;
-    }
-    err = count_table(c, table.offset, table.entries * 8, "table of a bitmap");
-    if (err == 0)
-        err = qcow2_check_walk_l1(c, &table, count_bitmap_cluster);
-    return err < 0 ? err : 0;
-}
-
-static int count_bitmaps(struct qcow2_check *c)
-{
-    uint64_t start = c->header->bitmap_directory_offset, size = c->header->bitmap_directory_size;
-    uint8_t entry[BITMAP_ENTRY_FIXED];
-    int err = count_table(c, start, size, "bitmap directory");
-
-    if (err != 0)
-        return err < 0 ? err : 0;
-    for (uint64_t at = 0; at < size && err == 0;) {
-        if (!range_within(at, sizeof(entry), size)) {
-            qcow2_check_corruption(c, false, "the bitmap directory ends within an entry");
-            c->incomplete = true;
-            break;
-        }
-        if (!read_bytes(c, entry, sizeof(entry), start + at, "bitmap directory"))
-            break;
-        err = count_bitmap(c, entry);
-        at += align_up(sizeof(entry) + (uint64_t)get_be16(entry + 18) + get_be32(entry + 20), 8);
-    }
-    return err;
-}
-
 static int load_reftable(struct qcow2_check *c)
 {
     size_t bytes = (size_t)c->header->reftable_clusters << c->cluster_bits;
@@ -230,7 +166,7 @@ int qcow2_check_metadata(struct qcow2_check *c, struct check_l1 **ret, size_t *r
     if (err >= 0 && h->snapshots > 0)
         err = count_snapshots(c, l1s, ret_count);
     if (err >= 0 && h->has_bitmaps)
-        err = count_bitmaps(c);
+        err = qcow2_check_bitmaps(c);
     if (err >= 0 && h->has_crypto)
         err = count_table(c, h->crypto_offset, h->crypto_length, "LUKS header");
     return err < 0 ? err : 0;

@@ -1,0 +1,413 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Dirty bitmaps of qcow2: what we record and what QEMU records are read by both, and are the same."""
+import json
+import os
+import random
+import signal
+import struct
+
+from evnbd_test import (KIB, MIB, cases, check, digest, equal, main, need, qemu_img, qemu_img_check,
+                        qemu_io, read_file, refused, run, wait_for)
+from qcow2_file import Qcow2File
+from test_contexts import extents_of, qemu_nbd
+from test_qcow2_check import our_check, tool
+
+SIZE = 24 * MIB
+EXT_BITMAPS = 0x23852875
+IN_USE, AUTO, EXTRA_COMPATIBLE = 1, 2, 4
+
+
+def create(t, cluster=64 * KIB, size=SIZE, name="disk.qcow2", options=()):
+    image = t.path(name)
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", *options, image, size)
+    return image
+
+
+def our_bitmaps(image):
+    """{name: row of bitmap-list}"""
+    rows = (json.loads(line) for line in tool("bitmap-list", image).stdout.splitlines())
+    return {row["name"]: row for row in rows}
+
+
+def qemu_bitmaps(image):
+    """{name: (flags, granularity)} as qemu-img tells."""
+    info = json.loads(qemu_img("info", "--output=json", image).stdout)
+    bitmaps = info["format-specific"]["data"].get("bitmaps", [])
+    return {bitmap["name"]: (sorted(bitmap["flags"]), bitmap["granularity"]) for bitmap in bitmaps}
+
+
+def context(name):
+    return f"qemu:dirty-bitmap:{name}"
+
+
+def our_map(t, image, name, *options):
+    server = t.serve(image, "-f", "qcow2", "-r", "-B", name, *options)
+    extents = extents_of(server.uri, context(name))
+    server.stop()
+    return extents
+
+
+def qemu_map(t, image, name):
+    uri = qemu_nbd(t, image, "-f", "qcow2", "-B", name)
+    pid = read_file(t.path("qemu.pid")).decode().strip()
+    extents = extents_of(uri, context(name))
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), "the end of qemu-nbd")
+    return extents
+
+
+def same_maps(t, image, *names):
+    for name in names:
+        ours, theirs = our_map(t, image, name), qemu_map(t, image, name)
+        equal(ours, theirs, f"the map of {name}, ours and qemu-nbd's")
+        check(any(dirty for _, dirty in ours), f"nothing in {name} is dirty")
+
+
+def client_writes(t, image, seed, *options):
+    """Writes and zeroes here and there, then a clean end."""
+    server = t.serve(image, "-f", "qcow2", *options)
+    chance = random.Random(seed)
+    with server.client() as client:
+        for _ in range(40):
+            length = chance.choice((512, 4096, 70000, 300000))
+            offset = chance.randrange((SIZE - length) // 512) * 512
+            client.write(offset, chance.randbytes(length))
+        client.flush()
+    server.stop()
+
+
+@cases((512, 4 * KIB), (4 * KIB, 512), (64 * KIB, 64 * KIB), (64 * KIB, 512), (2 * MIB, 8 * MIB))
+def test_qemu_reads_what_we_record(t, cluster, granularity):
+    image = create(t, cluster)
+    qemu_img("bitmap", "--add", "-g", granularity, image, "theirs")
+    tool("bitmap-add", image, "ours", granularity, "enabled")
+    tool("bitmap-add", image, "off", granularity, "disabled")
+    client_writes(t, image, cluster)
+    same_maps(t, image, "theirs", "ours")
+    equal(our_map(t, image, "ours"), our_map(t, image, "theirs"), "two bitmaps of the same writes")
+    equal(our_map(t, image, "off"), [[SIZE, 0]], "a disabled bitmap")
+    qemu_img_check(image)
+    equal(our_check(image, status=0)["leaks"], 0, "leaks")
+
+
+@cases((512, 4 * KIB), (4 * KIB, 512), (64 * KIB, 64 * KIB), (64 * KIB, 512), (2 * MIB, 8 * MIB))
+def test_we_read_what_qemu_records(t, cluster, granularity):
+    image = create(t, cluster)
+    tool("bitmap-add", image, "ours", granularity, "enabled")
+    qemu_img("bitmap", "--add", "-g", granularity, image, "theirs")
+    chance = random.Random(cluster)
+    offsets = [chance.randrange(SIZE // 512 - 200) * 512 for _ in range(30)]
+    qemu_io(image, *(f"write {offset} 100k" for offset in offsets), "write -z 1M 512k",
+            "discard 5M 1M", arguments=("-f", "qcow2", "-d", "unmap"))
+    same_maps(t, image, "theirs", "ours")
+    client_writes(t, image, 5)
+    same_maps(t, image, "theirs", "ours")
+    qemu_img_check(image)
+
+
+def test_changes_like_qemu_img(t):
+    """The same changes of two images, one by us and one by QEMU."""
+    ours, theirs = create(t, name="ours.qcow2"), create(t, name="theirs.qcow2")
+
+    def both(our_words, their_words):
+        tool(our_words[0], ours, *our_words[1:])
+        qemu_img("bitmap", *their_words[:-1], theirs, their_words[-1])
+        equal(qemu_bitmaps(ours), qemu_bitmaps(theirs), f"bitmaps after {our_words}")
+        qemu_img_check(ours)
+
+    def write(command):
+        for image in (ours, theirs):
+            qemu_io(image, command, arguments=("-f", "qcow2"))
+
+    both(("bitmap-add", "a", 0, "enabled"), ("--add", "a"))
+    both(("bitmap-add", "b", 4096, "disabled"), ("--add", "--disable", "-g", "4k", "b"))
+    write("write 1M 100k")
+    both(("bitmap-enable", "b"), ("--enable", "b"))
+    write("write 7M 5000")
+    both(("bitmap-disable", "a"), ("--disable", "a"))
+    write("write 9M 5000")
+    both(("bitmap-add", "sum", 512, "disabled"), ("--add", "--disable", "-g", "512", "sum"))
+    both(("bitmap-merge", "a", "sum"), ("--merge", "a", "sum"))
+    both(("bitmap-merge", "b", "sum"), ("--merge", "b", "sum"))
+    both(("bitmap-merge", "sum", "a"), ("--merge", "sum", "a"))
+    for name in ("a", "b", "sum"):
+        equal(our_map(t, ours, name), our_map(t, theirs, name), f"the map of {name}")
+        same_maps(t, ours, name)
+    both(("bitmap-clear", "sum"), ("--clear", "sum"))
+    equal(qemu_map(t, ours, "sum"), [[SIZE, 0]], "what was cleared")
+    both(("bitmap-remove", "a"), ("--remove", "a"))
+    both(("bitmap-remove", "sum"), ("--remove", "sum"))
+    same_maps(t, ours, "b")
+    both(("bitmap-remove", "b"), ("--remove", "b"))
+    equal(our_bitmaps(ours), {}, "bitmaps")
+
+
+def test_names(t):
+    image = create(t)
+    names = ["n" * 1023, "d\u00e9j\u00e0 vu, with blanks", "x"]
+    for name in names:
+        tool("bitmap-add", image, name, 0, "enabled")
+    equal(set(qemu_bitmaps(image)), set(names), "names")
+    for name in names[:2]:
+        equal(our_map(t, image, name), [[SIZE, 0]], "a map")
+
+
+def test_header_with_a_backing_file(t):
+    """The name of the backing file is moved out of the way, and stays what it was."""
+    base = create(t, name="base.qcow2")
+    qemu_io(base, "write -P 5 0 1M", arguments=("-f", "qcow2"))
+    for cluster in (512, 64 * KIB):
+        image = create(t, cluster, name=f"top{cluster}.qcow2", options=("-b", base, "-F", "qcow2"))
+        tool("bitmap-add", image, "a", 0, "enabled")
+        tool("bitmap-add", image, "b", 0, "enabled")
+        equal(json.loads(qemu_img("info", "--output=json", image).stdout)["backing-filename"], base,
+              "the backing file")
+        qemu_io(image, "read -P 5 0 1M", "write 2M 64k", arguments=("-f", "qcow2"))
+        same_maps(t, image, "a", "b")
+        qemu_img_check(image)
+
+
+def test_is_seen_at_once(t):
+    """While clients write, and until the bitmap is saved, the map is what was written."""
+    image = create(t)
+    tool("bitmap-add", image, "live", 4096, "enabled")
+    server = t.serve(image, "-f", "qcow2", "-B", "live", "-e", "2")
+    equal(extents_of(server.uri, context("live")), [[SIZE, 0]], "before")
+    with server.client() as client:
+        client.write(MIB, b"x" * 5000)
+        equal(extents_of(server.uri, context("live")), [[MIB, 0], [8192, 1], [SIZE - MIB - 8192, 0]],
+              "after the write")
+    server.stop()
+    same_maps(t, image, "live")
+
+
+def test_killed(t):
+    """Nobody takes a bitmap for good that was not saved; it can only be removed."""
+    image = create(t)
+    tool("bitmap-add", image, "a", 0, "enabled")
+    tool("bitmap-add", image, "b", 0, "enabled")
+    tool("bitmap-add", image, "off", 0, "disabled")
+    server = t.serve(image, "-f", "qcow2")
+    with server.client() as client:
+        client.write(0, b"x" * 512)
+        client.flush()
+        server.kill()
+    t.servers.clear()
+    flags = {name: flags for name, (flags, _) in qemu_bitmaps(image).items()}
+    equal(flags, {"a": ["auto", "in-use"], "b": ["auto", "in-use"], "off": []}, "flags")
+    check("inconsistent" in our_bitmaps(image)["a"]["unusable"], our_bitmaps(image))
+    need("qemu-nbd")
+    done = run("qemu-nbd", "-r", "-f", "qcow2", "-B", "a", "-k", t.path("q.sock"), image, status=1)
+    check("inconsistent" in done.stderr, done.stderr)
+    refused(t, image, "-f", "qcow2", "-r", "-B", "a", says=["Bitmap 'a'.*inconsistent"])
+    check("inconsistent" in tool("bitmap-clear", image, "a", status=1).stderr, "clearing was refused")
+    client_writes(t, image, 1)
+    equal(our_map(t, image, "off"), [[SIZE, 0]], "the map of the bitmap that was off")
+    tool("bitmap-remove", image, "a")
+    qemu_img("bitmap", "--remove", image, "b")
+    equal(list(qemu_bitmaps(image)), ["off"], "bitmaps")
+    qemu_img_check(image)
+
+
+def test_left_in_use_by_qemu(t):
+    image = create(t)
+    qemu_img("bitmap", "--add", image, "a")
+    need("qemu-io")
+    run("qemu-io", "-f", "qcow2", "-c", "write 0 64k", "-c", f"sigraise {int(signal.SIGKILL)}", image,
+        status=-signal.SIGKILL)
+    check("inconsistent" in our_bitmaps(image)["a"]["unusable"], our_bitmaps(image))
+    client_writes(t, image, 1)
+    equal(qemu_bitmaps(image)["a"][0], ["auto", "in-use"], "flags")
+    tool("bitmap-remove", image, "a")
+    qemu_img_check(image)
+
+
+def test_reading_changes_nothing(t):
+    image = create(t)
+    tool("bitmap-add", image, "a", 0, "enabled")
+    client_writes(t, image, 1)
+    before = digest(image)
+    our_map(t, image, "a")
+    server = t.serve(image, "-f", "qcow2", "-B", "a")
+    with server.client() as client:
+        client.read(0, MIB)
+        client.flush()
+    server.stop()
+    equal(digest(image), before, "the image")
+
+
+def test_in_the_backing_chain(t):
+    base = create(t, name="base.qcow2")
+    qemu_img("bitmap", "--add", base, "below")
+    qemu_img("bitmap", "--add", base, "both")
+    qemu_io(base, "write 1M 64k", arguments=("-f", "qcow2"))
+    image = create(t, name="top.qcow2", options=("-b", base, "-F", "qcow2"))
+    qemu_img("bitmap", "--add", image, "both")
+    qemu_io(image, "write 2M 64k", arguments=("-f", "qcow2"))
+    before = digest(base)
+    same_maps(t, image, "below", "both")
+    client_writes(t, image, 1, "-B", "below", "-B", "both")
+    equal(digest(base), before, "the backing file")
+    refused(t, image, "-f", "qcow2", "-B", "none", says=["Bitmap 'none' is not found"])
+    refused(t, image, "-f", "qcow2", "-B", "both", "-B", "both", says=["more than once"])
+
+
+def test_behind_an_offset(t):
+    """What is written through --offset is recorded where it lies in the image."""
+    image = create(t)
+    tool("bitmap-add", image, "a", 65536, "enabled")
+    server = t.serve(image, "-f", "qcow2", "-o", 65536)
+    with server.client() as client:
+        client.write(65536, b"x" * 512)
+    server.stop()
+    equal(our_map(t, image, "a"), [[131072, 0], [65536, 1], [SIZE - 196608, 0]], "the map")
+
+
+# Damages to the directory of an image with bitmaps 'one' and 'two', of which there is data.
+
+class Directory:
+    def __init__(self, image):
+        self.file = Qcow2File(image)
+        self.extension = self.file.extension(EXT_BITMAPS) + 8
+        self.at = self.file.u64(self.extension + 16)
+        self.size = self.file.u64(self.extension + 8)
+
+    def put(self, at, layout, value):
+        struct.pack_into(layout, self.file.data, self.at + at, value)
+
+    def table(self):
+        return self.file.u64(self.at)
+
+
+def leftover(d):
+    d.file.set_u64(d.extension + 8, d.size + 16)
+    d.file.data.extend(bytes(4096))
+
+
+ROWS = {  # name: (damage, bitmap 'one' afterwards, whether the image can be written)
+    "B19-bit-without-extension": (lambda d: d.file.data.__setitem__(
+        slice(d.extension - 8, d.extension), bytes(8)), None, None),
+    "B19-extension-without-bit": (lambda d: d.file.set("autoclear", 0), "gone", True),
+    "B41-directory-size-0": (lambda d: d.file.set_u64(d.extension + 8, 0), None, None),
+    "B41-directory-size-2^64-1": (lambda d: d.file.set_u64(d.extension + 8, 2**64 - 1), None, None),
+    "B41-directory-cut": (lambda d: d.file.set_u64(d.extension + 8, d.size - 8), "gone", False),
+    "B41-stale-bytes-behind": (leftover, "good", True),
+    "B41-directory-beyond": (lambda d: d.file.set_u64(d.extension + 16, 1 << 40), "gone", False),
+    "B41-count-too-high": (lambda d: struct.pack_into(">I", d.file.data, d.extension, 3), "gone", False),
+    "B41-name-0": (lambda d: d.put(18, ">H", 0), "unnamed", True),
+    "B41-name-65535": (lambda d: d.put(18, ">H", 65535), "gone", False),
+    "B41-extra-2^32-1": (lambda d: d.put(20, ">I", 2**32 - 1), "gone", False),
+    "B41-granularity-0": (lambda d: d.put(17, ">B", 0), "granularity", True),
+    "B41-granularity-8": (lambda d: d.put(17, ">B", 8), "granularity", True),
+    "B41-granularity-32": (lambda d: d.put(17, ">B", 32), "granularity", True),
+    "B41-granularity-63": (lambda d: d.put(17, ">B", 63), "granularity", True),
+    "B41-table-size-wraps": (lambda d: d.put(8, ">I", 1 << 29), "does not fit", True),
+    "B41-table-size-0": (lambda d: d.put(8, ">I", 0), "does not fit", True),
+    "B41-table-beyond": (lambda d: d.put(0, ">Q", 1 << 40), "not within the file", True),
+    "B41-table-not-aligned": (lambda d: d.put(0, ">Q", d.table() + 512), "not within the file", True),
+    "B41-flags-reserved": (lambda d: d.put(12, ">I", 8 | AUTO), "flags that are not known", True),
+    "B41-duplicate-names": (lambda d: d.put(24, ">3s", b"two"), None, True),
+    "B41-type-2": (lambda d: d.put(16, ">B", 2), "type that is not known", True),
+    "B42-in-use": (lambda d: d.put(12, ">I", IN_USE | AUTO), "inconsistent", True),
+    "B42-bit-0-with-offset": (lambda d: d.file.set_u64(d.table(), d.file.u64(d.table()) | 1),
+                              "its table is broken", True),
+    "B42-data-beyond": (lambda d: d.file.set_u64(d.table(), 1 << 40), "its table is broken", True),
+    "B42-data-is-l1": (lambda d: d.file.set_u64(d.table(), d.file.get("l1_offset")), "overlaps", True),
+    "B42-table-is-refcount-table": (lambda d: d.put(0, ">Q", d.file.reftable_at()), "overlaps", True),
+    "B29-directory-is-l1": (lambda d: d.file.set_u64(d.extension + 16, d.file.get("l1_offset")),
+                            "unnamed", False),
+}
+
+
+def damaged(t, name):
+    image = create(t, 4 * KIB, size=4 * MIB)
+    for bitmap in ("one", "two"):
+        qemu_img("bitmap", "--add", "-g", "512", image, bitmap)
+    qemu_io(image, "write -P 3 1M 64k", arguments=("-f", "qcow2"))
+    directory = Directory(image)
+    ROWS[name][0](directory)
+    return directory.file.save(image)
+
+
+def check_listed(image, name, wanted):
+    found = our_bitmaps(image)
+    if wanted == "gone":
+        equal(found, {}, f"{name}: bitmaps")
+    elif wanted == "good":
+        equal(found["one"]["unusable"], "", f"{name}: what is said of 'one'")
+        equal(found["one"]["dirty"], [[MIB, 64 * KIB]], f"{name}: the bits of 'one'")
+    elif wanted == "unnamed":
+        check(found[""]["unusable"], found)
+    elif wanted:
+        # Overlaps are looked for when the image is to be written.
+        said = found["one"]["unusable"]
+        check(wanted in said or wanted == "overlaps", f"{name}: {said}")
+
+
+@cases(*ROWS)
+def test_hostile(t, name):
+    """Read-only the disk is there; for writing it is refused, or what is written is recorded or said
+    to be inconsistent; nothing but the bitmaps is ever harmed."""
+    _, wanted, writable = ROWS[name]
+    image = damaged(t, name)
+    if writable is None:
+        refused(t, image, "-f", "qcow2", "-r", says=["bitmap"])
+        return
+    check_listed(image, name, wanted)
+    with t.serve(image, "-f", "qcow2", "-r").client() as client:
+        equal(client.read(MIB, 64 * KIB), b"\3" * 64 * KIB, "the data")
+    t.stop_servers()
+    if not writable:
+        refused(t, image, "-f", "qcow2", says=["bitmap.*read-only, or repair it"])
+    else:
+        with t.serve(image, "-f", "qcow2", unix=t.path("rw.sock")).client() as client:
+            client.write(2 * MIB, b"\4" * 4096)
+            client.flush()
+        t.stop_servers()
+        for row in our_bitmaps(image).values():
+            check(row["unusable"] or [2 * MIB, 4096] in row["dirty"], f"{name}: {row} after a write")
+    repair(t, image)
+
+
+def repair(t, image):
+    """What is left is sound for us and for QEMU, unless it has what nobody knows."""
+    done = tool("repair", image, "all", status=None)
+    equal(done.returncode, 0, f"status of the repair ({done.stderr})")
+    equal(our_check(image, status=0)["corruptions"], 0, "corruptions")
+    with t.serve(image, "-f", "qcow2", unix=t.path("repaired.sock")).client() as client:
+        equal(client.read(MIB, 64 * KIB), b"\3" * 64 * KIB, "the data")
+    t.stop_servers()
+    if not any("not known" in row["unusable"] for row in our_bitmaps(image).values()):
+        qemu_img_check(image)
+
+
+@cases("kept", "incompatible")
+def test_extra_data(t, kind):
+    """Extra data stays what it is; where it had to be understood the bitmap is not used."""
+    image = create(t, 4 * KIB, size=4 * MIB)
+    tool("bitmap-add", image, "one", 512, "enabled")
+    d = Directory(image)
+    entry = bytes(d.file.data[d.at:d.at + 24]) + b"extra---" + b"one" + bytes(5)
+    d.file.data[d.at:d.at + len(entry)] = entry
+    d.put(20, ">I", 8)
+    d.put(12, ">I", AUTO | (EXTRA_COMPATIBLE if kind == "kept" else 0))
+    d.file.set_u64(d.extension + 8, len(entry))
+    d.file.save(image)
+    with t.serve(image, "-f", "qcow2").client() as client:
+        client.write(MIB, b"x" * 512)
+    t.stop_servers()
+    one = our_bitmaps(image)["one"]
+    if kind == "kept":
+        equal(one["dirty"], [[MIB, 512]], "the bits")
+    else:
+        check("extra data" in one["unusable"], one)
+        equal(Directory(image).file.data[d.at + 15], AUTO | IN_USE, "the flags")
+    before = Directory(image).at
+    tool("bitmap-add", image, "two", 512, "enabled")
+    d = Directory(image)
+    check(d.at != before, "the directory did not move")
+    equal(bytes(d.file.data[d.at + 24:d.at + 35]), b"extra---one", "extra data and name")
+
+
+if __name__ == "__main__":
+    main()
