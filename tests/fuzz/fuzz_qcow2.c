@@ -4,14 +4,16 @@
  *
  * It is opened for reading, mapped, asked for its status and read: nothing of that may change it,
  * and what is read twice must be the same.  Then it is opened for writing, and written, zeroed,
- * discarded and flushed here and there: what a write put somewhere must be read back at once.
- * Images that are encrypted the old way, with AES, are opened with a key.  Where, is chosen by
- * numbers drawn from the input.
+ * discarded and flushed here and there: what a write put somewhere must be read back at once, and
+ * enabled bitmaps must call it dirty, also when the image has been closed.  Bitmaps are added,
+ * merged, cleared and removed.  Images that are encrypted the old way, with AES, are opened with a
+ * key.  Where, is chosen by numbers drawn from the input.
  */
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/reactor.h"
 #include "base/secret.h"
+#include "blockcore/bitmap.h"
 #include "blockcore/block.h"
 #include "blockcore/drivers.h"
 #include "blockcore/snapshot.h"
@@ -25,6 +27,8 @@
 #define PIECE_MAX (128 * KIB)
 #define LOOKS 12
 #define CHANGES 24
+#define BITMAPS_LOOKED_AT 4
+#define WRITES_KEPT 8
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -38,6 +42,9 @@ static struct run {
     struct prng prng;
     struct node *node;
     uint8_t first[PIECE_MAX], second[PIECE_MAX];
+    uint64_t written[WRITES_KEPT];
+    unsigned written_count;
+    bool bitmaps_changed; /* cleared or disabled: what was written need not be dirty any more */
 } run;
 
 static void require(bool condition)
@@ -178,6 +185,62 @@ static void look(void)
     require(err < 0 || memcmp(run.first, run.second, length) == 0);
 }
 
+/* All bitmaps, a few extents of each. */
+static void look_at_bitmaps(void)
+{
+    struct block_bitmap *bitmap;
+
+    for (size_t i = 0; i < BITMAPS_LOOKED_AT && (bitmap = block_bitmap_get(run.node, i)); i++) {
+        struct block_bitmap_extent extent;
+        uint64_t length, offset = choose(&length);
+
+        for (unsigned k = 0; k < LOOKS && !bitmap->unusable && offset < bitmap->size; k++) {
+            int err = block_bitmap_next(bitmap, offset, bitmap->size - offset, &extent);
+
+            require(err == 0 || err == -EIO);
+            if (err < 0)
+                break;
+            require(extent.length >= 1 && extent.length <= bitmap->size - offset);
+            offset += extent.length;
+        }
+    }
+}
+
+/* In every enabled bitmap that can be used. */
+static void require_dirty(uint64_t offset)
+{
+    struct block_bitmap *bitmap;
+
+    for (size_t i = 0; i < BITMAPS_LOOKED_AT && (bitmap = block_bitmap_get(run.node, i)); i++) {
+        struct block_bitmap_extent extent;
+
+        if (bitmap->enabled && !bitmap->unusable &&
+            block_bitmap_next(bitmap, offset, 1, &extent) == 0)
+            require(extent.dirty);
+    }
+}
+
+static void change_bitmaps(void)
+{
+    struct block_bitmap *bitmap = block_bitmap_get(run.node, prng_below(&run.prng, 3));
+    struct block_bitmap *other = block_bitmap_get(run.node, 0);
+    char name[2] = {(char)('a' + prng_below(&run.prng, 6)), 0};
+    struct error error;
+
+    run.bitmaps_changed = true;
+    if (!bitmap || prng_percent(&run.prng, 30))
+        block_bitmap_add(run.node, name, UINT64_C(512) << prng_below(&run.prng, 23),
+                         prng_percent(&run.prng, 70), &error);
+    else if (prng_percent(&run.prng, 30))
+        block_bitmap_merge(other, bitmap, &error);
+    else if (prng_percent(&run.prng, 30))
+        block_bitmap_clear(bitmap, &error);
+    else if (prng_percent(&run.prng, 30))
+        block_bitmap_set_enabled(bitmap, !bitmap->enabled, &error);
+    else
+        block_bitmap_remove(bitmap, &error);
+}
+
 /* Within one cluster: others may share its storage in an image that is broken. */
 static void write_somewhere(void)
 {
@@ -189,6 +252,9 @@ static void write_somewhere(void)
         return;
     require(block_read(run.node, run.second, length, offset) == 0);
     require(memcmp(run.first, run.second, length) == 0);
+    require_dirty(offset);
+    if (run.written_count < WRITES_KEPT && !run.bitmaps_changed)
+        run.written[run.written_count++] = offset;
 }
 
 static void zero_somewhere(void)
@@ -235,7 +301,7 @@ static void change(void)
         change_snapshots();
         return;
     }
-    switch (prng_below(&run.prng, 6)) {
+    switch (prng_below(&run.prng, 7)) {
     case 0:
         zero_somewhere();
         break;
@@ -248,6 +314,11 @@ static void change(void)
         break;
     case 3:
         look();
+        look_at_bitmaps();
+        break;
+    case 4:
+        if (prng_percent(&run.prng, 50))
+            change_bitmaps();
         break;
     default:
         write_somewhere();
@@ -255,17 +326,32 @@ static void change(void)
     }
 }
 
+/* Closed and opened again: bitmaps still know. */
+static void look_again(void)
+{
+    if (open_node(0) < 0)
+        return;
+    for (unsigned i = 0; i < run.written_count && !run.bitmaps_changed; i++)
+        require_dirty(run.written[i]);
+    if (run.node->size > 0)
+        look_at_bitmaps();
+    node_unref(run.node);
+}
+
 static int run_all(void *arg)
 {
     if (open_node(0) == 0) {
         for (unsigned i = 0; i < LOOKS && run.node->size > 0; i++)
             look();
+        if (run.node->size > 0)
+            look_at_bitmaps();
         node_unref(run.node);
     }
     if (open_node(NODE_WRITABLE | NODE_UNMAP) == 0) {
         for (unsigned i = 0; i < CHANGES && run.node->size > 0; i++)
             change();
         node_unref(run.node);
+        look_again();
     }
     return 0;
 }
@@ -292,6 +378,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (size_t i = 0; i < size; i++)
         seed = seed * 31 + data[i];
     run.prng = prng_of(seed);
+    run.written_count = 0;
+    run.bitmaps_changed = false;
     memory.data = malloc(size + 1);
     require(memory.data != NULL);
     memcpy(memory.data, data, size);

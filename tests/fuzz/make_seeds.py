@@ -156,7 +156,10 @@ QCOW2 = {
     "zlib": ("compat=1.1,cluster_size=4096", 65536, ("write -c -P 7 4k 4k", "write -P 8 0 4k")),
     "aes": ("compat=1.1,cluster_size=512,encrypt.format=aes,encrypt.key-secret=s", 16384, ()),
     "lazy": ("compat=1.1,cluster_size=512,lazy_refcounts=on", 8192, ("write -P 9 0 512",)),
+    "bitmaps": ("compat=1.1,cluster_size=512", 65536, ("write -P 3 5000 1000", "write -P 4 50k 512")),
+    "empty-bitmaps": ("compat=1.1,cluster_size=4096", 65536, ()),
 }
+WITH_BITMAPS = ("bitmaps", "empty-bitmaps")
 
 
 def run(*command):
@@ -173,6 +176,9 @@ def qcow2_images():
             run("qemu-img", "create", "-q", "--object", "secret,id=s,data=open sesame", "-f", "qcow2", "-o", options,
                 image, str(size))
             words = [word for command in commands for word in ("-c", command)]
+            if name in WITH_BITMAPS:
+                run("qemu-img", "bitmap", "--add", "-g", "512", image, "a")
+                run("qemu-img", "bitmap", "--add", "-g", "64k", image, "b")
             if words:
                 run("qemu-io", "-f", "qcow2", *words, image)
             if name == "v3":
