@@ -63,7 +63,7 @@ static const struct option_row layer_options[] = {
     {"layer", OPTION_NUMBER, offsetof(struct layer_state, address), NULL, "the struct's address"},
     {0}};
 
-static void set_up_bitmaps(struct layer *layer)
+static void set_up_bitmaps(struct node *node, struct layer *layer)
 {
     static const struct block_bitmap_ops ops = {.next = next_bit};
 
@@ -71,9 +71,11 @@ static void set_up_bitmaps(struct layer *layer)
         struct layer_bitmap *b = &layer->bitmaps[i];
 
         b->bitmap = (struct block_bitmap){.ops = &ops,
+                                          .node = node,
                                           .name = b->name,
                                           .granularity = b->granularity,
                                           .size = layer->size,
+                                          .enabled = b->enabled,
                                           .unusable = b->unusable};
     }
 }
@@ -89,7 +91,7 @@ static int layer_open_node(struct node *node, struct node_open *open, struct err
     if (r < 0)
         return r;
     node->size = layer_of(node)->size;
-    set_up_bitmaps(layer_of(node));
+    set_up_bitmaps(node, layer_of(node));
     return 0;
 }
 

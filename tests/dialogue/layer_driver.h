@@ -14,7 +14,8 @@ struct layer_bitmap {
     uint64_t granularity;
     const char *bits;     /* "#" dirty, "." clean, "!" cannot be read */
     const char *unusable; /* as in struct block_bitmap */
-    unsigned calls;       /* to next() */
+    bool enabled;
+    unsigned calls; /* to next() */
     struct block_bitmap bitmap;
 };
 

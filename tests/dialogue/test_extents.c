@@ -218,6 +218,29 @@ static void add_bitmap(struct nbd_export *nbd_export, const char *name)
         fail_msg("%s", error.text);
 }
 
+/* On an export that is read-only, of an image that is not. */
+static int play_enabled(struct scene *scene)
+{
+    scene->node->flags |= NODE_WRITABLE;
+    expect_refusal(scene->nbd_export, "on", -EINVAL,
+                   "Enabled bitmap 'on' cannot be exported read-only while its image is open for "
+                   "writing");
+    add_bitmap(scene->nbd_export, "off");
+    scene->node->flags &= ~(unsigned)NODE_WRITABLE;
+    add_bitmap(scene->nbd_export, "on");
+    return 0;
+}
+
+static void test_enabled(void **state)
+{
+    struct layer_bitmap bitmaps[] = {
+        {.name = "on", .granularity = 512, .bits = "#", .enabled = true},
+        {.name = "off", .granularity = 512, .bits = "#"}};
+    struct layer top = {.map = "d", .bitmaps = bitmaps, .bitmap_count = 2};
+
+    run_scene(&top, play_enabled);
+}
+
 static int play_bitmaps(struct scene *scene)
 {
     struct nbd_export *e = scene->nbd_export;
@@ -349,8 +372,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chain),       cmocka_unit_test(test_errors),
         cmocka_unit_test(test_alternating), cmocka_unit_test(test_uniform),
-        cmocka_unit_test(test_bitmaps),     cmocka_unit_test(test_too_many),
-        cmocka_unit_test(test_replies),
+        cmocka_unit_test(test_bitmaps),     cmocka_unit_test(test_enabled),
+        cmocka_unit_test(test_too_many),    cmocka_unit_test(test_replies),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
