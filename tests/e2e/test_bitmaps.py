@@ -7,11 +7,11 @@ import random
 import signal
 import struct
 
-from evnbd_test import (KIB, MIB, cases, check, digest, equal, main, need, qemu_img, qemu_img_check,
-                        qemu_io, read_file, refused, run, wait_for)
+from evnbd_test import (KIB, MIB, SANITIZED, cases, check, digest, equal, main, need, qemu_img,
+                        qemu_img_check, qemu_io, read_file, refused, run, wait_for)
 from qcow2_file import Qcow2File
 from test_contexts import extents_of, qemu_nbd
-from test_qcow2_check import our_check, tool
+from test_qcow2_check import TOOL, our_check, set_refcount, tool
 
 SIZE = 24 * MIB
 EXT_BITMAPS = 0x23852875
@@ -379,6 +379,32 @@ def repair(t, image):
     t.stop_servers()
     if not any("not known" in row["unusable"] for row in our_bitmaps(image).values()):
         qemu_img_check(image)
+
+
+def test_as_many_as_can_be(t):
+    """65535 enabled bitmaps that share one table, within 256 MiB of address space and a minute."""
+    need("prlimit")
+    image = create(t, 4 * KIB, size=4 * MIB)
+    tool("bitmap-add", image, "one", 512, "enabled")
+    d = Directory(image)
+    entries = b"".join(struct.pack(">QIIBBHI8s", d.table(), 1, AUTO, 1, 9, 8, 0, b"%08x" % number)
+                       for number in range(65535))
+    d.file.data.extend(bytes(-len(d.file.data) % (4 * KIB)))
+    at = len(d.file.data)
+    d.file.data.extend(entries)
+    for host in range(at, len(d.file.data), 4 * KIB):
+        set_refcount(d.file, host, 1)
+    struct.pack_into(">IIQQ", d.file.data, d.extension, 65535, 0, len(entries), at)
+    d.file.save(image)
+    limits = [] if SANITIZED else [f"--as={256 * MIB}"]
+    run("prlimit", "--cpu=60", *limits, TOOL, "write", image, 0, 512, 7)
+    rows = run("prlimit", "--cpu=60", *limits, TOOL, "bitmap-list", image).stdout.splitlines()
+    equal(len(rows), 65535, "bitmaps")
+    unusable = [bool(json.loads(row)["unusable"]) for row in rows]
+    equal((unusable[0], all(unusable[1:])), (False, True), "which are unusable")
+    equal(json.loads(rows[0])["dirty"], [[0, 512]], "the bits of the first")
+    done = run("prlimit", "--cpu=60", *limits, TOOL, "bitmap-add", image, "more", 0, "enabled", status=1)
+    check("can have no more" in done.stderr, done.stderr)
 
 
 @cases("kept", "incompatible")
