@@ -193,6 +193,8 @@ int qcow2_bitmaps_begin(struct qcow2 *q);
 void qcow2_bitmaps_update_tracking(struct qcow2 *q);
 /* The range is dirty now; after qcow2_begin_change, under the range lock. Never waits. */
 void qcow2_bitmaps_mark(struct qcow2 *q, uint64_t offset, uint64_t length);
+/* None can be used: what is open is not the disk that they are about. */
+void qcow2_bitmaps_disown(struct qcow2 *q);
 /* Duties before the guest range changes (see struct driver): without the lock. */
 int qcow2_track(struct node *node, uint64_t offset, uint64_t length);
 struct block_bitmap *qcow2_bitmap_get(struct node *node, size_t index);

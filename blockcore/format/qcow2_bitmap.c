@@ -223,6 +223,12 @@ void qcow2_bitmaps_mark(struct qcow2 *q, uint64_t offset, uint64_t length)
     }
 }
 
+void qcow2_bitmaps_disown(struct qcow2 *q)
+{
+    for (size_t i = 0; q->bitmaps && i < q->bitmaps->count; i++)
+        q->bitmaps->list[i]->bitmap.unusable = "it is about the disk, not about its snapshots";
+}
+
 int qcow2_track(struct node *node, uint64_t offset, uint64_t length)
 {
     struct qcow2 *q = node->state;

@@ -271,12 +271,28 @@ static int drop_l1(struct change *c, uint64_t offset, uint64_t entries)
     return err < 0 ? err : qcow2_write_back(q);
 }
 
+/* Bitmaps are about a disk of one size. */
+static int check_bitmaps(const struct change *c, struct error *error)
+{
+    const struct qcow2 *q = c->q;
+
+    if (!qcow2_has_bitmaps(q) || c->size == q->header.size)
+        return 0;
+    return error_set(
+        error, ENOTSUP,
+        "its disk has %" PRIu64 " bytes and the disk of today %" PRIu64
+        ", and the image has dirty bitmaps, which cannot be resized: remove them first",
+        c->size, q->header.size);
+}
+
 static int run_apply(struct change *c, size_t index, struct error *error)
 {
     struct qcow2 *q = c->q;
     uint64_t old_offset = q->header.l1_offset;
     int err = change_take(c, index, error);
 
+    if (err == 0)
+        err = check_bitmaps(c, error);
     if (err < 0)
         return err;
     for (uint32_t i = 0; i < c->l1.count; i++)
@@ -292,6 +308,7 @@ static int run_apply(struct change *c, size_t index, struct error *error)
         qcow2_refs_unraise(q, &c->l1);
         return explain(q, err, error);
     }
+    qcow2_bitmaps_mark(q, 0, q->node->size);
     err = apply_switch(c, error);
     if (err < 0)
         return err;
@@ -388,6 +405,7 @@ static int load(struct node *node, size_t index, struct error *error)
         free(q->l1);
         q->l1 = l1.entries;
         node->size = align_down(size, 512);
+        qcow2_bitmaps_disown(q);
     } else {
         free(l1.entries);
     }

@@ -2,10 +2,11 @@
 /*
  * The bitmaps of qcow2 when the power fails at any moment, or a call on the file does: the image
  * has no errors (leaks at most), and a bitmap that can be used afterwards calls dirty whatever was
- * written while it was enabled.
+ * written while it was enabled, or changed by applying a snapshot.
  */
 #include "base/checked.h"
 #include "blockcore/bitmap.h"
+#include "blockcore/snapshot.h"
 #include "tests/support/fault.h"
 #include "tests/support/qcow2_stage.h"
 
@@ -38,6 +39,7 @@ struct scene {
     unsigned yields_left;
     bool cut, cut_midway, done;
     unsigned changed; /* changes of bitmaps that succeeded */
+    unsigned applied; /* snapshots */
 };
 
 static struct scene scene;
@@ -157,9 +159,41 @@ static void change_some(void)
     scene.changed += err == 0;
 }
 
+/* Any sector may be another now. */
+static void note_apply(void)
+{
+    scene.applied++;
+    memset(scene.has_data, 0, sizeof(scene.has_data));
+    for (unsigned i = 0; i < NAMES; i++) {
+        if (scene.bitmaps[i].exists && scene.bitmaps[i].enabled)
+            memset(scene.bitmaps[i].dirty, 1, SECTORS);
+    }
+}
+
+static void change_snapshots(void)
+{
+    static char name[] = "s";
+    const struct block_snapshot_choice choice = {.name = name};
+
+    switch (prng_below(&scene.prng, 4)) {
+    case 0:
+        if (block_snapshot_apply(scene.node, &choice, NULL) == 0)
+            note_apply();
+        break;
+    case 1:
+        block_snapshot_delete(scene.node, &choice, NULL);
+        break;
+    default:
+        block_snapshot_create(scene.node, name, NULL);
+        break;
+    }
+}
+
 static void step(void)
 {
-    if (prng_percent(&scene.prng, 45))
+    if (prng_percent(&scene.prng, 20))
+        change_snapshots();
+    else if (prng_percent(&scene.prng, 45))
         write_some();
     else if (prng_percent(&scene.prng, 75))
         change_some();
@@ -261,7 +295,7 @@ static const unsigned geometries[] = {9, 12, 16};
 
 static void survive_power_cuts(void **state)
 {
-    unsigned midway = 0;
+    unsigned midway = 0, applied = 0;
 
     usable_after = unusable_after = 0;
     for (unsigned seed = 0; seed < SEEDS; seed++) {
@@ -272,6 +306,7 @@ static void survive_power_cuts(void **state)
         scene.yields_left = (unsigned)prng_below(&scene.prng, 600);
         assert_int_equal(test_run(live_until_cut, NULL), 0);
         midway += scene.cut_midway;
+        applied += scene.applied;
         sim_disk_power_on();
         stage_check(false);
         assert_int_equal(test_run(look, NULL), 0);
@@ -282,6 +317,7 @@ static void survive_power_cuts(void **state)
     assert_true(midway > SEEDS / 2);
     assert_true(usable_after > SEEDS / 4);
     assert_true(unusable_after > SEEDS / 4);
+    assert_true(applied > SEEDS / 10);
 }
 
 static int prepare(void *arg)
