@@ -101,7 +101,7 @@ int luks_find_secret(const struct secret_store *store, const char *option, const
     char shown[128];
 
     if (!id)
-        return error_set(error, EINVAL,
+        return error_set(error, ENOKEY,
                          "it is encrypted: the option '%s' must name the secret that unlocks it",
                          option);
     *ret = secret_store_find(store, id);

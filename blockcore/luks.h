@@ -64,8 +64,8 @@ int luks_options_judge(const struct luks_options *options, struct luks_header *r
                        struct error *error);
 
 /*
- * The secret that option `option` names by `id` (NULL: it was not given, which is refused).  0 or
- * -EINVAL.
+ * The secret that option `option` names by `id`.  0, -ENOKEY (NULL: it was not given), or -EINVAL
+ * (there is none of that id).
  */
 int luks_find_secret(const struct secret_store *store, const char *option, const char *id,
                      const struct secret **ret, struct error *error);

@@ -298,6 +298,15 @@ static const struct cli_row rows[] = {
      .after = after_per_device,
      .group = GROUP_IMAGE,
      .help = "image format, such as raw or qcow2 (default: look at the image)"},
+    {.name = "key-secret",
+     .exact = true,
+     .argument = "ID",
+     .kind = CLI_STRING,
+     TARGET(key_secret),
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "secret (see --object) that unlocks the image, which is encrypted; with --format=luks "
+             "or qcow2"},
     {.name = "read-only",
      .letter = 'r',
      .kind = CLI_FLAG,
@@ -632,6 +641,10 @@ static int check_image(const struct arguments *a, struct error *error)
         return error_set(error, EINVAL, "Failed to open '': the name of the image is empty");
     if (a->pid_file && !*a->pid_file)
         return error_set(error, EINVAL, "Could not create '': the name of the pid file is empty");
+    if (a->key_secret && !a->format)
+        return error_set(error, EINVAL,
+                         "--key-secret needs the format of the image, which is not guessed then: "
+                         "add --format=luks or --format=qcow2");
     return a->snapshot ? check_snapshot(a->snapshot, error) : 0;
 }
 

@@ -48,8 +48,9 @@ struct arguments {
     const char *tls_authz;
     const char *tls_hostname; /* that the server's certificate has to be for */
 
-    const char *format;   /* NULL: probe */
-    const char *snapshot; /* of the image, that is exported; NULL: the disk as it is */
+    const char *format;     /* NULL: probe */
+    const char *key_secret; /* id of the secret that unlocks the image, or NULL */
+    const char *snapshot;   /* of the image, that is exported; NULL: the disk as it is */
     bool read_only;
     bool allow_writers; /* raw: others may write to the image too */
     uint64_t offset;

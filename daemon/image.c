@@ -6,6 +6,7 @@
 #include "daemon/image.h"
 
 #include "base/io.h"
+#include "base/options.h"
 #include "blockcore/drivers.h"
 #include "blockcore/snapshot.h"
 
@@ -56,6 +57,38 @@ static unsigned open_flags(const struct arguments *arguments)
     if (arguments->allow_writers)
         flags |= NODE_SHARE_WRITE;
     return flags;
+}
+
+/* The option of the format for --key-secret; *ret is NULL without one. */
+static int key_options(const struct arguments *arguments, json_t **ret, struct error *error)
+{
+    const char *id = arguments->key_secret, *format = arguments->format;
+    bool luks = id && !strcmp(format, driver_luks.name);
+
+    *ret = NULL;
+    if (!id)
+        return 0;
+    if (!luks && strcmp(format, driver_qcow2.name) != 0)
+        return error_set(error, EINVAL,
+                         "--key-secret is for images of the formats luks and qcow2, not %s",
+                         format);
+    *ret = luks ? json_pack("{s:s}", "key-secret", id)
+                : json_pack("{s:{s:s}}", "encrypt", "key-secret", id);
+    return *ret ? 0 : error_set(error, EINVAL, "no secret can have the id of --key-secret");
+}
+
+static int open_disk(const struct block_context *context, const struct arguments *arguments,
+                     struct node **ret, bool *ret_guessed_raw, struct error *error)
+{
+    json_t *options;
+    int err = key_options(arguments, &options, error);
+
+    if (err < 0)
+        return err;
+    err = node_open_image(context, arguments->image, arguments->format, options,
+                          open_flags(arguments), ret, ret_guessed_raw, error);
+    json_decref(options);
+    return err;
 }
 
 /* Lets the disk, which is open read-only, be what it was. */
@@ -111,8 +144,8 @@ static void name_image(const char *image, struct error *error)
         error_prefix(error, "Failed to open the image: ");
 }
 
-/* Where scripts stop that had two writers on a raw image. */
-static void hint_at_sharing(const struct arguments *arguments, int err, struct error *error)
+/* Names the option that helps: where scripts stop that had two writers on a raw image, for one. */
+static void hint_at_option(const struct arguments *arguments, int err, struct error *error)
 {
     const struct error cause = *error;
     bool raw = !arguments->format || !strcmp(arguments->format, driver_raw.name);
@@ -120,18 +153,20 @@ static void hint_at_sharing(const struct arguments *arguments, int err, struct e
     if (err == -EAGAIN && raw && !arguments->read_only && !arguments->allow_writers)
         error_set(error, EAGAIN, "%s; --allow-writers shares a raw image with other writers",
                   cause.text);
+    if (err == -ENOKEY && !arguments->key_secret)
+        error_set(error, ENOKEY, "%s (for '%s' itself --key-secret=ID does that)", cause.text,
+                  arguments->image);
 }
 
 int image_open(const struct block_context *context, const struct arguments *arguments,
                struct node **ret, bool *ret_guessed_raw, struct error *error)
 {
     struct node *disk;
-    int err = node_open_image(context, arguments->image, arguments->format, NULL,
-                              open_flags(arguments), &disk, ret_guessed_raw, error);
+    int err = open_disk(context, arguments, &disk, ret_guessed_raw, error);
 
     if (err < 0) {
         name_image(arguments->image, error);
-        hint_at_sharing(arguments, err, error);
+        hint_at_option(arguments, err, error);
         return err;
     }
     if (arguments->snapshot)

@@ -76,6 +76,7 @@ static void assert_same(const struct arguments *got, const struct arguments *wan
     assert_int_equal(got->address_limit, wanted->address_limit);
     assert_int_equal(got->allowed.count, wanted->allowed.count);
     assert_text(got->format, wanted->format);
+    assert_text(got->key_secret, wanted->key_secret);
     assert_text(got->snapshot, wanted->snapshot);
     assert_int_equal(got->read_only, wanted->read_only);
     assert_int_equal(got->allow_writers, wanted->allow_writers);
@@ -142,6 +143,9 @@ static const struct good_row good_rows[] = {
     {"the last port", {"-p", "65535", "disk"}, {BASE, .port = "65535"}},
     {"clients without limit", {"-e", "0", "disk"}, {BASE, .shared = 0}},
     {"most clients", {"-e", "2147483647", "disk"}, {BASE, .shared = INT_MAX}},
+    {"the secret of an encrypted image",
+     {"--key-secret=s", "-f", "luks", "disk"},
+     {BASE, .key_secret = "s", .format = "luks"}},
     {"a snapshot by any name",
      {"-l", "before", "disk"},
      {BASE, .snapshot = "before", .read_only = true}},
@@ -328,6 +332,12 @@ static const struct bad_row bad_rows[] = {
     {"a list and an empty name", {"-L", "-x", ""}, PER_DEVICE, false},
     {"a list and description", {"-L", "--description=d"}, PER_DEVICE, false},
     {"a list and a snapshot", {"-L", "-l", "1"}, PER_DEVICE, false},
+    {"a list and the secret of an image", {"-L", "--key-secret=s"}, PER_DEVICE, false},
+    {"the secret of an image whose format is not said",
+     {"--key-secret=s", "disk"},
+     "--key-secret needs the format of the image, which is not guessed then: add --format=luks or "
+     "--format=qcow2",
+     false},
     {"a choice of a snapshot that is none",
      {"-l", "snapshot.nr=1", "disk"},
      "Failed in parsing snapshot param `snapshot.nr=1'",

@@ -257,7 +257,7 @@ static int look_without_key(void *arg)
     assert_int_equal(block_write(stage->node, "x", 1, 0, 0), 0);
     node_unref(stage->node);
     stage->open = "{}";
-    assert_int_equal(open_node(stage, 0, &stage->node, NULL), -EINVAL);
+    assert_int_equal(open_node(stage, 0, &stage->node, NULL), -ENOKEY);
     assert_int_equal(open_node(stage, NODE_NO_DATA, &stage->node, NULL), 0);
     assert_int_equal(stage->node->driver->map(stage->node, 0, 512, &e), 0);
     assert_true(e.flags & EXTENT_ENCRYPTED);
