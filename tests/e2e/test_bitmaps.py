@@ -236,6 +236,52 @@ def test_reading_changes_nothing(t):
     equal(digest(image), before, "the image")
 
 
+@cases(("ours", 64 * KIB), ("theirs", 64 * KIB), ("ours", 512), ("theirs", 4 * KIB))
+def test_snapshots(t, maker, cluster):
+    """To apply a snapshot makes all of an enabled bitmap dirty, as qemu-nbd sees it, and nothing leaks."""
+    image = create(t, cluster)
+    for name, words in (("on", ()), ("off", ("--disable",))):
+        qemu_img("bitmap", "--add", *words, "-f", "qcow2", image, name)
+    client_writes(t, image, 1)
+    if maker == "ours":
+        tool("snapshot-create", image, "kept")
+    else:
+        qemu_img("snapshot", "-c", "kept", image)
+    same_maps(t, image, "on")
+    tool("bitmap-clear", image, "on")
+    client_writes(t, image, 2)
+    before = our_map(t, image, "on")
+    check(any(not dirty for _, dirty in before), "everything is dirty before")
+    tool("snapshot-apply", image, "kept")
+    equal(qemu_map(t, image, "on"), [[SIZE, 1]], "the map of the bitmap that records")
+    equal(qemu_map(t, image, "off"), [[SIZE, 0]], "the map of the other one")
+    same_maps(t, image, "on")
+    client_writes(t, image, 3)
+    tool("snapshot-delete", image, "kept")
+    check(qemu_bitmaps(image)["on"][0] == ["auto"], "the bitmap is not in order")
+    qemu_img_check(image)
+    our_check(image, status=0)
+
+
+def test_snapshots_of_other_sizes(t):
+    """They are refused while there are bitmaps, and nothing is changed; without them all is well."""
+    image = create(t)
+    tool("snapshot-create", image, "small")
+    qemu_img("resize", "-q", "-f", "qcow2", image, 2 * SIZE)
+    qemu_img("bitmap", "--add", "-f", "qcow2", image, "on")
+    before = digest(image)
+    done = tool("snapshot-apply", image, "small", status=1)
+    check("dirty bitmaps, which cannot be resized" in done.stderr, done.stderr)
+    equal(our_map(t, image, "on"), [[2 * SIZE, 0]], "the map afterwards")
+    equal(digest(image), before, "hash of the image")
+    refused(t, image, "-f", "qcow2", "-l", "small", "-B", "on", says=["not about its snapshots"])
+    tool("bitmap-remove", image, "on")
+    tool("snapshot-apply", image, "small")
+    equal(json.loads(qemu_img("info", "--output=json", image).stdout)["virtual-size"], SIZE, "size")
+    qemu_img_check(image)
+    our_check(image, status=0)
+
+
 def test_in_the_backing_chain(t):
     base = create(t, name="base.qcow2")
     qemu_img("bitmap", "--add", base, "below")
