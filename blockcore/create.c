@@ -10,9 +10,9 @@
 #include "base/sys.h"
 #include "blockcore/block.h"
 #include "blockcore/engine.h"
+#include "blockcore/path.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,18 +28,6 @@ static int find_format(const struct block_context *context, const char *format,
         return error_set(error, EINVAL, "Unknown file format '%s'",
                          error_escape(shown, sizeof(shown), format, strlen(format)));
     return 0;
-}
-
-/* The backing file as the new image will name it: relative to the image's directory. */
-static int resolve(const char *filename, const char *backing, char **ret, struct error *error)
-{
-    const char *slash = strrchr(filename, '/');
-
-    if (backing[0] == '/' || !slash)
-        *ret = strdup(backing);
-    else if (asprintf(ret, "%.*s%s", (int)(slash + 1 - filename), filename, backing) < 0)
-        *ret = NULL;
-    return *ret ? 0 : error_set(error, ENOMEM, "out of memory");
 }
 
 /* Opens the backing file: it must be there, and may give the size. */
@@ -58,7 +46,7 @@ static int look_at_backing(const struct block_context *context, const char *file
         return error_set(error, EINVAL,
                          "a backing file needs its format (backing_fmt): guessing "
                          "it is not safe");
-    err = resolve(filename, backing, &path, error);
+    err = path_beside(filename, backing, strlen(backing), &path, error);
     if (err < 0)
         return err;
     err = node_open_image(context, path, format, NULL, 0, &node, NULL, error);

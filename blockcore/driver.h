@@ -63,9 +63,12 @@ struct extent {
     uint64_t cipher_offset; /* of the first byte */
 };
 
-/* What allocate() gives: where new data for [offset, offset + length) goes. */
+/*
+ * What allocate() gives: where new data for [offset, offset + length) goes.  It covers the start of
+ * the range asked for; it may begin before that, and end behind it, within node->lock_size.
+ */
 struct allocation {
-    uint64_t offset, length; /* guest range, whole clusters (the last may pass the disk's end) */
+    uint64_t offset, length; /* guest range, whole clusters; the last may stop at the disk's end */
     struct node *child;
     uint64_t child_offset;
     bool reads_zero; /* the storage is known to read as zeroes now */

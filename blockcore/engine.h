@@ -53,6 +53,16 @@ static inline int track_change(struct node *node, uint64_t offset, uint64_t leng
     return node->tracks_changes ? node->driver->track(node, offset, length) : 0;
 }
 
+/* Takes an exclusive lock for a change of allocation in the range: on whole units of lock_size. */
+static inline void lock_for_change(struct node *node, struct range_lock *lock, uint64_t offset,
+                                   uint64_t length)
+{
+    uint64_t start = align_down(offset, node->lock_size);
+
+    range_lock_exclusive(&node->locks, lock, start,
+                         align_up(offset + length, node->lock_size) - start);
+}
+
 /* read.c: reads without taking the node's range lock: the caller holds one that covers it. */
 int engine_read_locked(struct node *node, struct vec vec, uint64_t offset);
 /* Forgets the decoded unit: the mapping of the node has changed. */

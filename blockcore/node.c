@@ -30,6 +30,9 @@ static void flush_before_close(struct node *node)
 /* Closes one node; its children's references are given to the caller. */
 static void close_one(struct node *node, struct node **ret_file, struct node **ret_backing)
 {
+    struct node **children = node->children;
+    size_t count = node->children_count;
+
     TRACE(block_close, "%s (%s)", node_name(node), node->driver->name);
     flush_before_close(node);
     if (node->driver->close)
@@ -41,6 +44,9 @@ static void close_one(struct node *node, struct node **ret_file, struct node **r
     free(node->label);
     free(node->state);
     free(node);
+    for (size_t i = 0; i < count; i++)
+        node_unref(children[i]);
+    free(children);
 }
 
 void node_unref(struct node *node)

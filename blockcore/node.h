@@ -85,17 +85,24 @@ struct node {
     char *label;    /* for messages: the escaped name of the file at the bottom */
     struct node_identity identity;
 
-    struct node *parent;  /* the node that opened this one, or NULL */
-    struct node *file;    /* the format's own file, or NULL */
-    struct node *backing; /* or NULL */
+    struct node *parent;    /* the node that opened this one, or NULL */
+    struct node *file;      /* the format's own file, or NULL */
+    struct node *backing;   /* or NULL */
+    struct node **children; /* what node_open_child opened */
+    size_t children_count;
 
     /* Filled by open. */
     uint64_t size; /* bytes */
     uint32_t
         request_alignment; /* protocols: offset, length and memory of I/O (1: any); power of two */
     uint32_t cluster_size; /* formats that allocate: bytes, power of two; else 0 */
-    bool reuses_storage;   /* what map names may be given back, and hold other data later */
-    bool encrypted;        /* formats: what map names may be encrypted */
+    /*
+     * The same: bytes that are locked together, a multiple of cluster_size, of which it is the
+     * default.  Where storage is for several clusters at once, changes in it must not meet.
+     */
+    uint32_t lock_size;
+    bool reuses_storage; /* what map names may be given back, and hold other data later */
+    bool encrypted;      /* formats: what map names may be encrypted */
     bool rotational;
     bool tracks_changes; /* the driver is told of changes; it may set and clear this later, too */
 
@@ -142,6 +149,16 @@ int node_open_window(const struct block_context *context, struct node *file, uin
  */
 int node_open_file(struct node *node, struct node_open *open, unsigned perm, unsigned shared,
                    struct error *error);
+
+/*
+ * For drivers: opens a further child, which the core keeps in node->children, flushes and closes.
+ * It is a tree in option `key` of open->options, or the path that is there as a string; else the
+ * file that the image names (`name` is `length` bytes, as for node_open_backing; NULL: none, which
+ * is refused).  It is opened for writing when the node is.  `what` is it for messages: "data file".
+ */
+int node_open_child(struct node *node, struct node_open *open, const char *key, const char *what,
+                    const char *name, size_t length, unsigned perm, unsigned shared,
+                    struct node **ret, struct error *error);
 
 /*
  * For drivers: asks for the backing node that the image names (`name` is `length` bytes, not

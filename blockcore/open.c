@@ -2,11 +2,11 @@
 /*
  * Opening: trees of options become nodes.
  *
- * A driver opens its file through node_open_file, at once; a backing node it only asks for.  The
- * core then opens the backing chain link by link, in a loop (node_open_tree), so that a long chain
- * costs no stack. Here, and only here, is decided which files an image may name, how deep a chain
- * may be, that it never comes back to a file it has already, and which permissions a file is opened
- * with.
+ * A driver opens its file and other children through node_open_file and node_open_child, at once; a
+ * backing node it only asks for.  The core then opens the backing chain link by link, in a loop
+ * (node_open_tree), so that a long chain costs no stack. Here, and only here, is decided which
+ * files an image may name, how deep a chain may be, that it never comes back to a file it has
+ * already, and which permissions a file is opened with.
  */
 #include "base/buffer.h"
 #include "base/sys.h"
@@ -14,6 +14,7 @@
 #include "blockcore/block.h"
 #include "blockcore/drivers.h"
 #include "blockcore/foreign.h"
+#include "blockcore/path.h"
 #include "blockcore/snapshot.h"
 
 #include <errno.h>
@@ -105,16 +106,34 @@ static int find_driver(const struct node_open *open, const struct driver **ret, 
     return err;
 }
 
+static bool is_same(const struct node *node, struct node_identity identity)
+{
+    return node && node->identity.device == identity.device &&
+           node->identity.inode == identity.inode;
+}
+
+/* The child of the node that is that file, or NULL. */
+static const struct node *find_child(const struct node *node, struct node_identity identity)
+{
+    if (is_same(node->file, identity))
+        return node->file;
+    for (size_t i = 0; i < node->children_count; i++) {
+        if (is_same(node->children[i], identity))
+            return node->children[i];
+    }
+    return NULL;
+}
+
 int node_set_identity(struct node *node, dev_t device, ino_t inode, struct error *error)
 {
     node->identity = (struct node_identity){device, inode};
     for (const struct node *up = node->parent; up; up = up->parent) {
-        const struct node *file = up->file;
+        const struct node *found = find_child(up, node->identity);
 
-        if (file && file->identity.device == device && file->identity.inode == inode)
+        if (found)
             return error_set(error, ELOOP,
                              "the backing chain comes back to %s, which it has already",
-                             node_name(file));
+                             node_name(found));
     }
     return 0;
 }
@@ -195,6 +214,8 @@ static int open_one(struct node_open *open, struct node **ret, struct error *err
         return err;
     }
     node->opened = true;
+    if (node->lock_size == 0)
+        node->lock_size = node->cluster_size;
     TRACE(block_open, "%s (%s), %" PRIu64 " bytes, flags %#x", node_name(node), driver->name,
           node->size, node->flags);
     *ret = node;
@@ -357,47 +378,73 @@ int node_open_file(struct node *node, struct node_open *open, unsigned perm, uns
     return node->label ? 0 : out_of_memory(error);
 }
 
-/* The path of the image that `node` is, for names relative to it; NULL when it is not in a file. */
-static const char *image_path(const struct node *node)
+/* The tree of a further child, a new reference. */
+static int take_child_tree(struct node *node, struct node_open *open, const char *key,
+                           const char *what, const char *name, size_t length, json_t **ret,
+                           struct error *error)
 {
-    for (; node; node = node->file) {
-        if (node->filename)
-            return node->filename;
+    json_t *given = json_object_get(open->options, key);
+    char *path;
+    int err;
+
+    if (json_is_object(given)) {
+        *ret = json_incref(given);
+        json_object_del(open->options, key);
+        return 0;
     }
-    return NULL;
+    if (!given && !name)
+        return error_set(error, EINVAL, "%s does not name its %s: the option '%s.filename' must",
+                         node_name(node), what, key);
+    err = given ? take_string(open->options, key, &path, error)
+                : path_named_by(node, what, name, length, &path, error);
+    if (err < 0)
+        return err;
+    *ret = file_tree(path);
+    free(path);
+    return *ret ? 0 : out_of_memory(error);
 }
 
-/* Only plain paths: an image must not reach for the network or for a descriptor. */
-static int check_backing_name(const struct node *node, const char *name, size_t length,
-                              struct error *error)
+static int add_child(struct node *node, struct node *child, struct error *error)
 {
-    const char *colon = memchr(name, ':', length), *slash = memchr(name, '/', length);
-    char shown[128];
+    struct node **grown = reallocarray(node->children, node->children_count + 1, sizeof(*grown));
 
-    error_escape(shown, sizeof(shown), name, length);
-    if (length == 0 || memchr(name, 0, length))
-        return error_set(error, EINVAL, "%s names '%s' as its backing file, which is no path",
-                         node_name(node), shown);
-    if (colon && (!slash || colon < slash))
-        return error_set(error, EINVAL,
-                         "%s names '%s' as its backing file; only plain paths are followed "
-                         "(write ./ in front of a file name with a colon)",
-                         node_name(node), shown);
+    if (!grown) {
+        node_unref(child);
+        return out_of_memory(error);
+    }
+    node->children = grown;
+    node->children[node->children_count++] = child;
     return 0;
 }
 
-/* Name and directory joined; freed by the caller. */
-static char *backing_path(const struct node *node, const char *name, size_t length)
+int node_open_child(struct node *node, struct node_open *open, const char *key, const char *what,
+                    const char *name, size_t length, unsigned perm, unsigned shared,
+                    struct node **ret, struct error *error)
 {
-    const char *image = image_path(node);
-    const char *slash = image ? strrchr(image, '/') : NULL;
-    char *path = NULL;
+    struct node_open child = {
+        .context = open->context,
+        .flags = node->flags & ~(unsigned)NODE_REPAIR,
+        .depth = open->depth,
+        .file_depth = open->file_depth + 1,
+        .parent = node,
+        .perm = perm,
+        .shared = shared,
+    };
+    int err;
 
-    if (name[0] == '/' || !slash)
-        return strndup(name, length);
-    if (asprintf(&path, "%.*s%.*s", (int)(slash + 1 - image), image, (int)length, name) < 0)
-        return NULL;
-    return path;
+    if (child.file_depth > NODE_FILE_DEPTH_MAX)
+        return error_set(error, ELOOP, "more than %d nodes are nested by '%s'", NODE_FILE_DEPTH_MAX,
+                         key);
+    err = take_child_tree(node, open, key, what, name, length, &child.options, error);
+    if (err < 0)
+        return err;
+    err = open_tree(&child, ret, error);
+    json_decref(child.options);
+    if (err < 0) {
+        error_prefix(error, "cannot open the %s of %s: ", what, node_name(node));
+        return err;
+    }
+    return add_child(node, *ret, error);
 }
 
 static int backing_format(const struct node *node, const struct node_open *open, const char *format,
@@ -440,14 +487,14 @@ int node_open_backing(struct node *node, struct node_open *open, const char *nam
     }
     if (!name)
         return 0;
-    err = check_backing_name(node, name, length, error);
-    if (err == 0)
-        err = backing_format(node, open, format, &format, error);
+    err = path_named_by(node, "backing file", name, length, &path, error);
     if (err < 0)
         return err;
-    path = backing_path(node, name, length);
-    if (!path)
-        return out_of_memory(error);
+    err = backing_format(node, open, format, &format, error);
+    if (err < 0) {
+        free(path);
+        return err;
+    }
     open->backing = json_pack("{s:s, s:o}", "driver", format, "file", file_tree(path));
     free(path);
     return open->backing ? 0 : out_of_memory(error);

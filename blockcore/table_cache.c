@@ -30,6 +30,7 @@ struct cached_table {
 
 struct table_cache {
     struct node *file;
+    struct node *data; /* a file to be synced before tables are written, or NULL */
     struct table_cache *before;
     uint32_t table_size;
     unsigned tables, tables_max;
@@ -60,6 +61,11 @@ struct table_cache *table_cache_new(struct node *file, uint32_t table_size, unsi
         return NULL;
     }
     return cache;
+}
+
+void table_cache_set_data(struct table_cache *cache, struct node *data)
+{
+    cache->data = data;
 }
 
 static struct cached_table **bucket(const struct table_cache *cache, uint64_t offset)
@@ -291,6 +297,8 @@ int table_cache_writeback(struct table_cache *cache)
         return 0;
     if (cache->before) {
         err = block_flush(cache->file);
+        if (err == 0 && cache->data)
+            err = block_flush(cache->data);
         if (err < 0)
             return err;
     }

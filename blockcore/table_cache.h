@@ -30,6 +30,11 @@ struct table {
  */
 struct table_cache *table_cache_new(struct node *file, uint32_t table_size, unsigned tables_max,
                                     struct table_cache *before);
+/*
+ * Guest data is in another file than the tables: that is synced, too, before they are written.
+ * `data` must outlive the cache.
+ */
+void table_cache_set_data(struct table_cache *cache, struct node *data);
 /* Frees; dirty tables are dropped (flush first). NULL is fine. */
 void table_cache_free(struct table_cache *cache);
 

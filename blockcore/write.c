@@ -194,7 +194,6 @@ static int write_allocating(struct node *node, struct vec vec, uint64_t offset)
 int format_write(struct node *node, struct vec vec, uint64_t offset)
 {
     struct range_lock lock;
-    uint64_t start, end;
     int err;
 
     if (!node->driver->allocate && !node->encrypted) {
@@ -210,9 +209,7 @@ int format_write(struct node *node, struct vec vec, uint64_t offset)
         return err;
     if (!node->driver->allocate)
         return -EIO;
-    start = align_down(offset, node->cluster_size);
-    end = align_up(offset + vec.length, node->cluster_size);
-    range_lock_exclusive(&node->locks, &lock, start, end - start);
+    lock_for_change(node, &lock, offset, vec.length);
     err = track_change(node, offset, vec.length);
     if (err == 0)
         err = write_allocating(node, vec, offset);
@@ -261,6 +258,8 @@ int block_flush(struct node *node)
         err = node->driver->flush(node);
     if (err == 0 && node->file)
         err = block_flush(node->file);
+    for (size_t i = 0; i < node->children_count && err == 0; i++)
+        err = block_flush(node->children[i]);
     node->flush_failed |= err < 0;
     return err;
 }

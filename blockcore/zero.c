@@ -60,19 +60,25 @@ static int zero_part(struct node *node, uint64_t offset, uint64_t length, bool a
     return write_zero_data(node, offset, length);
 }
 
+/* The first part of a long range: it ends where a unit of storage does. */
+static uint64_t first_piece(const struct node *node, uint64_t offset, uint64_t length)
+{
+    uint64_t start = align_down(offset, node->lock_size);
+
+    return min_u64(length, start + (uint64_t)node->lock_size * CLUSTERS_PER_PIECE - offset);
+}
+
 /* Whole clusters (the last may be cut by the disk's end). */
 static int zero_clusters(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
-    uint64_t piece_max = (uint64_t)node->cluster_size * CLUSTERS_PER_PIECE;
-
     while (length > 0) {
-        uint64_t n = min_u64(length, piece_max);
+        uint64_t n = first_piece(node, offset, length);
         int err = -ENOTSUP;
 
         if (node->driver->zero) {
             struct range_lock lock;
 
-            range_lock_exclusive(&node->locks, &lock, offset, align_up(n, node->cluster_size));
+            lock_for_change(node, &lock, offset, n);
             err = track_change(node, offset, n);
             if (err == 0)
                 err = node->driver->zero(node, offset, n, flags);
@@ -148,19 +154,49 @@ static int zero_with_storage(struct node *node, uint64_t offset, uint64_t length
     return err;
 }
 
+/* The same unless what is at `at` is encoded: that can only be zeroed as a whole. */
+static int keep_border(struct node *node, uint64_t at, uint64_t whole, uint64_t *border)
+{
+    struct extent e;
+    int err;
+
+    if (is_aligned(*border, node->lock_size) || at >= node->size)
+        return 0;
+    err = node->driver->map(node, at, 1, &e);
+    if (err == 0 && e.kind == EXTENT_ENCODED)
+        *border = whole;
+    return err;
+}
+
+/* The clusters in a range that can be zeroed by themselves; none when *start >= *stop. */
+static int find_clusters(struct node *node, uint64_t offset, uint64_t end, uint64_t *start,
+                         uint64_t *stop)
+{
+    uint32_t cluster = node->cluster_size;
+    int err = 0;
+
+    *start = align_up(offset, cluster);
+    *stop = end == node->size ? end : align_down(end, cluster);
+    if (*start < *stop && node->lock_size > cluster) {
+        err = keep_border(node, *start, align_up(offset, node->lock_size), start);
+        if (err == 0 && end != node->size)
+            err = keep_border(node, *stop - 1, align_down(end, node->lock_size), stop);
+    }
+    return err;
+}
+
 /*
  * The clusters come first: only they can be refused as not fast, and then nothing has changed.  A
  * range without a whole cluster is never faster than a write, unless there is nothing to do.
  */
 static int zero_allocating(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
-    uint32_t cluster = node->cluster_size;
     bool allocate = flags & BLOCK_ALLOCATE;
-    uint64_t end = offset + length;
-    uint64_t start = align_up(offset, cluster);
-    uint64_t stop = end == node->size ? end : align_down(end, cluster);
-    int err;
+    uint64_t end = offset + length, start, stop;
+    int err = find_clusters(node, offset, end, &start, &stop);
 
+    if (err < 0)
+        return err;
     flags &= ~(unsigned)BLOCK_ALLOCATE;
     if (start >= stop) { /* within one cluster, or the two halves at a border */
         if ((flags & ZERO_FAST) && (allocate || !reads_zero(node, offset, length)))
@@ -229,14 +265,13 @@ int block_zero(struct node *node, uint64_t offset, uint64_t length, unsigned fla
 
 static int discard_clusters(struct node *node, uint64_t offset, uint64_t length)
 {
-    uint64_t piece_max = (uint64_t)node->cluster_size * CLUSTERS_PER_PIECE;
     int err = 0;
 
     while (length > 0 && err == 0) {
-        uint64_t n = min_u64(length, piece_max);
+        uint64_t n = first_piece(node, offset, length);
         struct range_lock lock;
 
-        range_lock_exclusive(&node->locks, &lock, offset, align_up(n, node->cluster_size));
+        lock_for_change(node, &lock, offset, n);
         err = track_change(node, offset, n);
         if (err == 0)
             err = node->driver->discard(node, offset, n);

@@ -2,7 +2,7 @@
 /*
  * Opening nodes: trees of options, probing, backing chains with their limits and path policy, image
  * locks. A format of the test's own keeps nothing but the name of its backing file, in its first
- * line: "LINK format name".
+ * line: "LINK format name".  Another one shows what is in a further child: "PAIR name".
  */
 #include "base/buffer.h"
 #include "blockcore/block.h"
@@ -49,6 +49,44 @@ static int link_map(struct node *node, uint64_t offset, uint64_t length, struct 
     return 0;
 }
 
+static int pair_open(struct node *node, struct node_open *open, struct error *error)
+{
+    char text[TEXT_MAX + 1] = "", name[TEXT_MAX] = "";
+    struct node *child;
+    int err = node_open_file(node, open, PERM_CONSISTENT_READ, PERM_ALL, error);
+
+    if (err < 0)
+        return err;
+    err = block_read(node->file, text, min_u64(TEXT_MAX, node->file->size), 0);
+    if (err < 0)
+        return err;
+    if (sscanf(text, "PAIR %511[^\n]", name) != 1)
+        name[0] = 0;
+    err = node_open_child(node, open, "data", "data file", *name ? name : NULL, strlen(name),
+                          PERM_CONSISTENT_READ, PERM_ALL, &child, error);
+    if (err < 0)
+        return err;
+    assert_ptr_equal(child, node->children[node->children_count - 1]);
+    node->size = child->size;
+    return 0;
+}
+
+static int pair_map(struct node *node, uint64_t offset, uint64_t length, struct extent *ret)
+{
+    *ret = (struct extent){
+        .kind = EXTENT_DATA, .length = length, .child = node->children[0], .child_offset = offset};
+    return 0;
+}
+
+static const struct magic pair_magics[] = {{0, 5, "PAIR "}, {0}};
+static const struct driver driver_pair = {
+    .name = "pair",
+    .kind = DRIVER_FORMAT,
+    .magics = pair_magics,
+    .open = pair_open,
+    .map = pair_map,
+};
+
 static const struct magic link_magics[] = {{0, 5, "LINK "}, {0}};
 static const struct driver driver_link = {
     .name = "link",
@@ -58,8 +96,8 @@ static const struct driver driver_link = {
     .map = link_map,
 };
 
-static const struct driver *const drivers[] = {&driver_link, &driver_raw, &driver_file,
-                                               &driver_host_device, NULL};
+static const struct driver *const drivers[] = {&driver_link, &driver_pair,        &driver_raw,
+                                               &driver_file, &driver_host_device, NULL};
 static const struct block_context context = {.drivers = drivers, .engine = &io_engine_sync};
 
 static char *dir;
@@ -345,6 +383,38 @@ static void test_trees(void **state)
                  "use driver 'file'");
 }
 
+/* Children beside the file follow the rules for backing files. */
+static void test_children(void **state)
+{
+    put("plain", "hello");
+    put("other", "world");
+    put("pair", "PAIR plain\n");
+    assert_int_equal(open_image("pair", NULL, NODE_WRITABLE).first, 'h');
+    put("sub-pair", "PAIR nowhere\n");
+    assert_error(open_image("sub-pair", NULL, 0), ENOENT,
+                 "cannot open the data file of 'sub-pair'");
+    assert_error(open_image("sub-pair", NULL, 0), ENOENT, "'nowhere'");
+    put("net", "PAIR nbd://localhost/\n");
+    assert_error(open_image("net", NULL, 0), EINVAL, "as its data file; only plain paths");
+    put("none", "PAIR \n");
+    assert_error(open_image("none", NULL, 0), EINVAL, "the option 'data.filename' must");
+    assert_int_equal(
+        open_tree("{\"driver\":\"pair\",\"filename\":\"none\",\"data\":{\"filename\":\"other\"}}")
+            .first,
+        'w');
+    assert_int_equal(
+        open_tree("{\"driver\":\"pair\",\"filename\":\"net\",\"data\":\"other\"}").first, 'w');
+    assert_error(open_tree("{\"driver\":\"pair\",\"filename\":\"net\",\"data\":1}"), EINVAL,
+                 "must be a string");
+    put("self", "PAIR ./self\n");
+    assert_error(open_image("self", NULL, 0), ELOOP, "comes back to 'self'");
+    put("pair-of-pair", "PAIR plain\n");
+    assert_error(
+        open_tree("{\"driver\":\"pair\",\"filename\":\"pair\",\"data\":{\"driver\":\"pair\","
+                  "\"filename\":\"pair-of-pair\",\"data\":{\"filename\":\"pair\"}}}"),
+        ELOOP, "comes back to 'pair'");
+}
+
 static void test_nesting(void **state)
 {
     char text[2048] = "{\"filename\":\"plain\"}";
@@ -442,7 +512,7 @@ int main(void)
         TEST(test_raw_and_probing), TEST(test_what_is_no_image), TEST(test_cycles),
         TEST(test_depth),           TEST(test_backing_policy),   TEST(test_relative_names),
         TEST(test_trees),           TEST(test_nesting),          TEST(test_locks),
-        TEST(test_foreign_formats), TEST(test_window),
+        TEST(test_foreign_formats), TEST(test_window),           TEST(test_children),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
