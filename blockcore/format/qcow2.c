@@ -109,19 +109,20 @@ int qcow2_patch_header(struct qcow2 *q, uint64_t at, uint64_t value)
 }
 
 /*
- * Of the autoclear features we keep bitmaps consistent, and no other: whoever knows those must
- * learn that, before anything is written.
+ * Of the autoclear features we keep bitmaps and raw data files consistent, and no other: whoever
+ * knows those must learn that, before anything is written.
  */
 static int get_write_ready(struct qcow2 *q)
 {
     uint64_t kept = q->header.has_bitmaps ? QCOW2_AUTOCLEAR_BITMAPS : 0;
     int err = qcow2_bitmaps_begin(q);
 
-    if (err == 0 && (q->header.autoclear & ~kept) != 0)
-        err = qcow2_patch_header(q, QCOW2_AT_AUTOCLEAR, q->header.autoclear & kept);
+    kept = q->header.autoclear & (kept | qcow2_autoclear_kept(q));
+    if (err == 0 && q->header.autoclear != kept)
+        err = qcow2_patch_header(q, QCOW2_AT_AUTOCLEAR, kept);
     if (err < 0)
         return err;
-    q->header.autoclear &= kept;
+    q->header.autoclear = kept;
     q->write_ready = true;
     qcow2_bitmaps_update_tracking(q);
     return 0;

@@ -17,8 +17,16 @@
  *     qcow2_bitmap*.c   dirty bitmaps (see qcow2_bitmap.h)
  *     qcow2_guard.c     which clusters hold metadata: data must never be written there
  *
+ * Subclusters: the code sees 32 of them in every cluster.  Where L2 entries are extended, each is
+ * data, zero or absent by itself, and the core copies on write by them; with standard entries they
+ * are all alike.  Storage is given to whole clusters.
+ *
+ * Guest data is in `file`, or in an external data file, where each byte has the offset that it has
+ * on the disk: then there is nothing to allocate, data clusters have no refcount, and what is
+ * discarded can be discarded there at once.
+ *
  * Order on disk, so that a crash leaks clusters at worst:
- *   1. refcounts that went up, and guest data       (refcount cache, before the L2 cache)
+ *   1. refcounts that went up, and guest data       (refcount cache and data file, before 2)
  *   2. L2 tables                                    (L2 cache; 1 is durable)
  *   3. L1 entries                                   (by flush; 2 is durable)
  *   4. refcounts that went down                     (by flush; 3 is durable)
@@ -79,13 +87,16 @@ struct qcow2_options {
 
 struct qcow2 {
     struct node *node, *file;
+    struct node *data; /* has the guest data: `file`, or an external data file */
     struct qcow2_options options;
     struct qcow2_header header; /* as it is on disk now */
     unsigned cluster_bits;
+    unsigned entry_bits;    /* log2 of the bytes of an L2 entry */
     unsigned l2_bits;       /* log2 of the entries of an L2 table */
     unsigned refblock_bits; /* log2 of the entries of a refcount block */
     uint64_t cluster_size;
     struct cipher *cipher; /* NULL: not encrypted, or opened without a key */
+    bool raw_data;         /* the data file is to be a raw image of the disk by itself */
 
     struct co_mutex lock;
     uint64_t *l1;      /* host order */
@@ -238,11 +249,18 @@ int qcow2_l2_get(struct qcow2 *q, uint64_t l1_index, struct table **ret);
 /* The L2 table for change, pinned: made if there is none, copied if it is shared. */
 int qcow2_l2_get_private(struct qcow2 *q, uint64_t l1_index, struct table **ret);
 /*
- * Decodes an entry that is to be changed.  *ret is sound, and the storage it names is not
- * metadata's; else the image is marked corrupt and -EIO returned.
+ * Decodes the entry at `at`, of the cluster at `guest_offset`, that is to be changed.  *ret is
+ * sound, and the storage it names is not metadata's; else the image is marked corrupt and -EIO
+ * returned.
  */
-int qcow2_l2_decode_for_change(struct qcow2 *q, uint64_t guest_offset, uint64_t value,
+int qcow2_l2_decode_for_change(struct qcow2 *q, uint64_t guest_offset, const uint8_t *at,
                                struct qcow2_entry *ret);
+/* Decodes; an entry whose place in an external data file is wrong is BROKEN, too. Without lock. */
+struct qcow2_entry qcow2_l2_decode_at(const struct qcow2 *q, uint64_t guest_offset,
+                                      const uint8_t *at);
+#define QCOW2_L2_TEXT_MAX 48
+/* An entry for messages, in hexadecimal; returns `out`. */
+const char *qcow2_l2_text(const struct qcow2 *q, const uint8_t *at, char out[QCOW2_L2_TEXT_MAX]);
 
 /* qcow2_refcount.c; the lock is held. */
 /*
@@ -310,6 +328,41 @@ static inline uint64_t qcow2_l1_index(const struct qcow2 *q, uint64_t guest_offs
 static inline uint64_t qcow2_l2_index(const struct qcow2 *q, uint64_t guest_offset)
 {
     return (guest_offset >> q->cluster_bits) & ((UINT64_C(1) << q->l2_bits) - 1);
+}
+
+/* Where the L2 entry of a guest offset is in its table. */
+static inline uint8_t *qcow2_l2_at(const struct qcow2 *q, const struct table *table,
+                                   uint64_t guest_offset)
+{
+    return table->data + (qcow2_l2_index(q, guest_offset) << q->entry_bits);
+}
+
+static inline unsigned qcow2_subcluster_bits(const struct qcow2 *q)
+{
+    return q->cluster_bits - QCOW2_SUBCLUSTER_BITS;
+}
+
+/* The subclusters of the cluster at `guest_offset` within [start, end), which has some of them. */
+static inline uint32_t qcow2_subclusters(const struct qcow2 *q, uint64_t guest_offset,
+                                         uint64_t start, uint64_t end)
+{
+    unsigned bits = qcow2_subcluster_bits(q);
+    uint64_t from = start > guest_offset ? (start - guest_offset) >> bits : 0;
+    uint64_t to =
+        end - guest_offset < q->cluster_size ? (end - guest_offset) >> bits : QCOW2_SUBCLUSTERS;
+
+    return (QCOW2_ALL_SUBCLUSTERS >> (QCOW2_SUBCLUSTERS - (to - from))) << from;
+}
+
+static inline bool qcow2_has_data_file(const struct qcow2 *q)
+{
+    return q->data != q->file;
+}
+
+/* Autoclear features that stay consistent when we write. */
+static inline uint64_t qcow2_autoclear_kept(const struct qcow2 *q)
+{
+    return q->raw_data ? QCOW2_AUTOCLEAR_DATA_FILE_RAW : 0;
 }
 
 /* Whether data shows through where this image has nothing. */

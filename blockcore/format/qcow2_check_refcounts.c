@@ -241,20 +241,23 @@ static void check_bit(struct qcow2_check *c, uint64_t *value, const char *what)
 static int check_l2_bits(struct qcow2_check *c, uint64_t offset)
 {
     bool changed = false;
-    enum check_table got = qcow2_check_read(c, offset);
+    enum check_table got;
 
+    if (qcow2_external_data(c->header)) /* data has no refcounts there */
+        return 0;
+    got = qcow2_check_read(c, offset);
     if (got == CHECK_TABLE_FAILED)
         qcow2_check_unknown(c, "the L2 table at offset %" PRIu64 " cannot be read", offset);
     if (got != CHECK_TABLE_READ)
         return 0;
-    for (uint64_t i = 0; i < c->cluster_size / 8; i++) {
-        uint64_t old = get_be64(c->table + i * 8), value = old;
+    for (uint64_t i = 0; i < c->cluster_size; i += UINT64_C(1) << qcow2_l2_entry_bits(c->header)) {
+        uint64_t old = get_be64(c->table + i), value = old;
 
         if ((old & QCOW2_COMPRESSED) || !(old & QCOW2_OFFSET_MASK))
             continue;
         check_bit(c, &value, "L2");
         if (value != old) {
-            put_be64(c->table + i * 8, value);
+            put_be64(c->table + i, value);
             changed = true;
         }
     }

@@ -12,6 +12,7 @@
 #include "blockcore/codec.h"
 #include "blockcore/create.h"
 #include "blockcore/format/qcow2.h"
+#include "blockcore/path.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -30,8 +31,9 @@ struct create {
     struct qcow2_crypt_create crypt;
 
     /* What follows from them. */
-    unsigned cluster_bits, order, version;
+    unsigned cluster_bits, entry_bits, order, version;
     uint64_t l1_entries, data_clusters;
+    bool external;
     /* First clusters, and counts. */
     uint64_t reftable, reftable_clusters, blocks, block_count, l1, l1_clusters, crypto,
         crypto_clusters, l2, l2_count, data, end;
@@ -77,30 +79,13 @@ static const struct option_row measure_options[] = {
     {0},
 };
 
-static int unsupported(const char *option, struct error *error)
-{
-    return error_set(error, ENOTSUP,
-                     "creating qcow2 images with the option '%s' is not supported "
-                     "yet",
-                     option);
-}
-
-static int check_supported(const struct create *o, struct error *error)
-{
-    if (o->extended_l2)
-        return unsupported("extended_l2", error);
-    if (o->data_file)
-        return unsupported("data_file", error);
-    if (o->data_file_raw)
-        return unsupported("data_file_raw", error);
-    return 0;
-}
-
 static int check_version(const struct create *o, struct error *error)
 {
     const char *option = o->lazy_refcounts        ? "lazy_refcounts"
                          : o->compression         ? "compression_type=zstd"
                          : o->refcount_bits != 16 ? "a refcount width other than 16 bits"
+                         : o->extended_l2         ? "extended_l2"
+                         : o->data_file           ? "data_file"
                                                   : NULL;
 
     if (o->version >= 3 || !option)
@@ -121,10 +106,29 @@ static int check_backing(const struct create *o, struct error *error)
         return error_set(error, EINVAL, "the name of a backing file has 1 to 1023 bytes");
     if (strlen(o->backing_fmt) > BACKING_FORMAT_MAX)
         return error_set(error, EINVAL, "the format of a backing file has at most 15 bytes");
-    if (o->preallocation != PREALLOCATION_OFF)
+    if (o->data_file_raw)
         return error_set(error, EINVAL,
-                         "preallocation and a backing file exclude each other: what "
-                         "is allocated would hide it");
+                         "data_file_raw and a backing file exclude each other: what a raw image "
+                         "does not hold is zero");
+    if (o->preallocation != PREALLOCATION_OFF && !o->extended_l2)
+        return error_set(error, EINVAL,
+                         "preallocation and a backing file exclude each other without extended_l2: "
+                         "what is allocated would hide it");
+    return 0;
+}
+
+static int check_data_file(struct create *o, struct error *error)
+{
+    o->external = o->data_file;
+    if (o->data_file_raw && !o->data_file)
+        return error_set(error, EINVAL, "data_file_raw is given, but no data_file");
+    if (!o->data_file)
+        return 0;
+    if (o->data_file[0] == 0)
+        return error_set(error, EINVAL, "the name of the data file is empty");
+    /* From the start on, tables and raw image must tell the same. */
+    if (o->data_file_raw && o->preallocation == PREALLOCATION_OFF)
+        o->preallocation = PREALLOCATION_METADATA;
     return 0;
 }
 
@@ -145,6 +149,10 @@ static int check_numbers(struct create *o, struct error *error)
         return error_set(error, EINVAL,
                          "cluster_size is %" PRIu64 ", it must be a power of two from 512 to 2M",
                          o->cluster_size);
+    if (o->extended_l2 && o->cluster_size < 1 << QCOW2_EXTENDED_CLUSTER_BITS_MIN)
+        return error_set(error, EINVAL,
+                         "cluster_size is %" PRIu64 ", with extended_l2 it must be at least 16K",
+                         o->cluster_size);
     if (!is_power_of_two(o->refcount_bits) || o->refcount_bits > 64)
         return error_set(error, EINVAL,
                          "refcount_bits is %" PRIu64 ", it must be a power of two from 1 to 64",
@@ -156,13 +164,14 @@ static int check_numbers(struct create *o, struct error *error)
     o->cluster_bits = (unsigned)__builtin_ctzll(o->cluster_size);
     o->order = (unsigned)__builtin_ctzll(o->refcount_bits);
     o->version = o->compat < COMPAT_1_1 ? 2 : 3;
-    o->l1_entries = qcow2_l1_entries_needed(o->size, o->cluster_bits);
+    o->entry_bits = o->extended_l2 ? 4 : 3;
+    o->l1_entries = qcow2_l1_entries_needed(o->size, o->cluster_bits, o->entry_bits);
     if (o->l1_entries > QCOW2_L1_BYTES_MAX / 8)
         return error_set(error, EFBIG,
                          "a disk of %" PRIu64 " bytes needs clusters larger than %" PRIu64
                          ": these allow %" PRIu64 " bytes",
                          o->size, o->cluster_size,
-                         (QCOW2_L1_BYTES_MAX / 8) << (2 * o->cluster_bits - 3));
+                         (QCOW2_L1_BYTES_MAX / 8) << (2 * o->cluster_bits - o->entry_bits));
     return 0;
 }
 
@@ -180,11 +189,11 @@ static int take_options(json_t *options, struct create *o, struct error *error)
     if (err == 0 && o->size == UINT64_MAX)
         err = error_set(error, EINVAL, "a new image needs a size");
     if (err == 0)
-        err = check_supported(o, error);
-    if (err == 0)
         err = check_numbers(o, error);
     if (err == 0)
         err = check_version(o, error);
+    if (err == 0)
+        err = check_data_file(o, error);
     if (err == 0)
         err = check_backing(o, error);
     if (err == 0)
@@ -217,7 +226,7 @@ static int plan(struct create *o, struct error *error)
         o->crypto = o->l1 + o->l1_clusters;
         o->l2 = o->crypto + o->crypto_clusters;
         o->data = o->l2 + o->l2_count;
-        o->end = o->data + (o->preallocation ? o->data_clusters : 0);
+        o->end = o->data + (o->preallocation && !o->external ? o->data_clusters : 0);
         o->block_count = div_round_up(o->end, block_entries(o));
         o->reftable_clusters = div_round_up(o->block_count * 8, o->cluster_size);
     } while (o->end != last);
@@ -230,28 +239,35 @@ static int plan(struct create *o, struct error *error)
     return 0;
 }
 
-/* Entries of the refcount table, the L1 table or an L2 table: `count` clusters from `first` on. */
-static void fill_pointers(const struct create *o, uint8_t *to, uint64_t first, uint64_t count,
-                          uint64_t flags)
+/* Pointers to `count` clusters from `first` on: a refcount table, an L1 table or L2 tables. */
+struct pointers {
+    uint64_t first, count;
+    uint64_t flags;
+    unsigned entry_bits; /* log2 of the bytes of one */
+};
+
+/* The entries in one cluster, from number `done` on. */
+static void fill_pointers(const struct create *o, const struct pointers *p, uint64_t done,
+                          uint8_t *to)
 {
-    for (uint64_t i = 0; i < count; i++)
-        put_be64(to + i * 8, ((first + i) << o->cluster_bits) | flags);
+    uint64_t here = p->count > done ? p->count - done : 0;
+
+    here = min_u64(here, o->cluster_size >> p->entry_bits);
+    memset(to, 0, o->cluster_size);
+    for (uint64_t i = 0; i < here; i++)
+        put_be64(to + (i << p->entry_bits), ((p->first + done + i) << o->cluster_bits) | p->flags);
 }
 
-/* Writes a table of pointers to `count` clusters from `first` on, and zeroes up to `length`. */
+/* Writes a table, and zeroes up to `length` bytes. */
 static int write_table(const struct create *o, struct node *file, uint8_t *buffer, uint64_t at,
-                       uint64_t first, uint64_t count, uint64_t length, uint64_t flags)
+                       const struct pointers *p, uint64_t length)
 {
-    uint64_t per_cluster = o->cluster_size / 8;
     int err = 0;
 
-    for (uint64_t done = 0; done * 8 < length && err == 0; done += per_cluster) {
-        uint64_t here = count > done ? min_u64(count - done, per_cluster) : 0;
-
-        memset(buffer, 0, o->cluster_size);
-        fill_pointers(o, buffer, first + done, here, flags);
-        err = block_write(file, buffer, min_u64(length - done * 8, o->cluster_size),
-                          (at << o->cluster_bits) + done * 8, 0);
+    for (uint64_t done = 0; done < length && err == 0; done += o->cluster_size) {
+        fill_pointers(o, p, done >> p->entry_bits, buffer);
+        err = block_write(file, buffer, min_u64(length - done, o->cluster_size),
+                          (at << o->cluster_bits) + done, 0);
         coroutine_yield();
     }
     return err;
@@ -260,8 +276,9 @@ static int write_table(const struct create *o, struct node *file, uint8_t *buffe
 static int write_refcounts(const struct create *o, struct node *file, uint8_t *buffer)
 {
     uint64_t per_block = block_entries(o);
-    int err = write_table(o, file, buffer, o->reftable, o->blocks, o->block_count,
-                          o->reftable_clusters << o->cluster_bits, 0);
+    const struct pointers table = {o->blocks, o->block_count, 0, 3};
+    int err =
+        write_table(o, file, buffer, o->reftable, &table, o->reftable_clusters << o->cluster_bits);
 
     for (uint64_t k = 0; k < o->block_count && err == 0; k++) {
         memset(buffer, 0, o->cluster_size);
@@ -275,16 +292,20 @@ static int write_refcounts(const struct create *o, struct node *file, uint8_t *b
 
 static int write_tables(const struct create *o, struct node *file, uint8_t *buffer)
 {
-    /* Storage that is not encrypted yet does not read as zeroes by itself. */
-    uint64_t flags = QCOW2_COPIED | (o->crypt.method ? QCOW2_ZERO : 0);
+    const struct pointers l1 = {o->l2, o->l2_count, QCOW2_COPIED, 3};
+    /*
+     * Storage that is not encrypted yet does not read as zeroes by itself.  With extended entries
+     * the subclusters stay absent.
+     */
+    const uint64_t zero = o->crypt.method && o->entry_bits == 3 ? QCOW2_ZERO : 0;
+    const struct pointers l2 = {o->external ? 0 : o->data, o->data_clusters, QCOW2_COPIED | zero,
+                                o->entry_bits};
     int err = write_refcounts(o, file, buffer);
 
     if (err == 0)
-        err = write_table(o, file, buffer, o->l1, o->l2, o->l2_count, o->l1_entries * 8,
-                          QCOW2_COPIED);
+        err = write_table(o, file, buffer, o->l1, &l1, o->l1_entries * 8);
     if (err == 0 && o->l2_count > 0)
-        err = write_table(o, file, buffer, o->l2, o->data, o->data_clusters,
-                          o->l2_count << o->cluster_bits, flags);
+        err = write_table(o, file, buffer, o->l2, &l2, o->l2_count << o->cluster_bits);
     return err;
 }
 
@@ -329,9 +350,11 @@ static void put_fixed_fields(const struct create *o, struct byte_writer *w)
     byte_writer_be64(w, 0);
     if (o->version < 3)
         return;
-    byte_writer_be64(w, o->compression ? QCOW2_INCOMPAT_COMPRESSION : 0);
+    byte_writer_be64(w, (o->compression ? QCOW2_INCOMPAT_COMPRESSION : 0) |
+                            (o->extended_l2 ? QCOW2_INCOMPAT_EXTENDED_L2 : 0) |
+                            (o->external ? QCOW2_INCOMPAT_DATA_FILE : 0));
     byte_writer_be64(w, o->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0);
-    byte_writer_be64(w, 0);
+    byte_writer_be64(w, o->data_file_raw ? QCOW2_AUTOCLEAR_DATA_FILE_RAW : 0);
     byte_writer_be32(w, o->order);
     byte_writer_be32(w, HEADER_LENGTH);
     byte_writer_u8(w, o->compression ? QCOW2_COMPRESSION_ZSTD : QCOW2_COMPRESSION_DEFLATE);
@@ -353,6 +376,8 @@ static int fill_header(const struct create *o, uint8_t *buffer)
         put_be64(where + 8, o->crypt.bytes);
         put_extension(&w, QCOW2_EXT_CRYPTO, where, sizeof(where));
     }
+    if (o->data_file)
+        put_extension(&w, QCOW2_EXT_DATA_FILE, o->data_file, strlen(o->data_file));
     /* Into the smallest of clusters it would not fit. */
     if (o->version >= 3 && o->cluster_size > 512)
         put_feature_table(&w);
@@ -367,11 +392,10 @@ static int fill_header(const struct create *o, uint8_t *buffer)
 
 static int write_image(const struct create *o, struct node *file, uint8_t *buffer)
 {
-    uint64_t start = o->data << o->cluster_bits;
     int err = write_tables(o, file, buffer);
 
-    if (err == 0 && o->preallocation && o->data_clusters > 0)
-        err = block_preallocate(file, start, o->end << o->cluster_bits,
+    if (err == 0 && o->preallocation && o->data_clusters > 0 && !o->external)
+        err = block_preallocate(file, o->data << o->cluster_bits, o->end << o->cluster_bits,
                                 (enum preallocation)o->preallocation);
     if (err == 0)
         err = block_flush(file);
@@ -398,9 +422,34 @@ static int check_header(const struct create *o, uint8_t *buffer, struct error *e
     if (fill_header(o, buffer) == 0)
         return 0;
     return error_set(error, EINVAL,
-                     "the name of the backing file does not fit into the first "
+                     "the names of backing file and data file do not fit into the first "
                      "cluster of %" PRIu64 " bytes",
                      o->cluster_size);
+}
+
+/* The data file, as long as the disk; sparse unless preallocation is asked for. */
+static int create_data_file(const struct create *o, const struct block_context *context,
+                            const char *filename, struct error *error)
+{
+    enum preallocation mode = (enum preallocation)o->preallocation;
+    struct node *node;
+    char *path;
+    int err = path_beside(filename, o->data_file, strlen(o->data_file), &path, error);
+
+    if (err < 0)
+        return err;
+    err = block_create_file(context, path, &node, error);
+    free(path);
+    if (err < 0)
+        return err;
+    err = block_preallocate(node, 0, o->size, mode ? mode : PREALLOCATION_METADATA);
+    if (err == 0)
+        err = block_flush(node);
+    if (err < 0)
+        error_set_errno(error, -err, "cannot make the data file %s %" PRIu64 " bytes long",
+                        node_name(node), o->size);
+    node_unref(node);
+    return err;
 }
 
 static int create(struct create *o, const struct block_context *context, const char *filename,
@@ -410,6 +459,8 @@ static int create(struct create *o, const struct block_context *context, const c
     struct node *file;
     int err = buffer ? check_header(o, buffer, error) : error_set(error, ENOMEM, "out of memory");
 
+    if (err == 0 && o->external)
+        err = create_data_file(o, context, filename, error);
     if (err == 0)
         err = qcow2_crypt_create_find_secret(&o->crypt, context, error);
     if (err == 0)

@@ -27,25 +27,60 @@ static struct qcow2_entry decode_compressed(uint64_t value, unsigned cluster_bit
     };
 }
 
-struct qcow2_entry qcow2_l2_decode(uint64_t value, unsigned cluster_bits, unsigned version)
+/* The first word, but for what the subclusters are. */
+static struct qcow2_entry decode_normal(const struct qcow2_header *h, uint64_t value)
 {
-    struct qcow2_entry e = {.kind = QCOW2_KIND_BROKEN};
+    struct qcow2_entry e = {
+        .kind = QCOW2_KIND_BROKEN,
+        .copied = value & QCOW2_COPIED,
+        .host = value & QCOW2_OFFSET_MASK,
+    };
 
-    if (value & QCOW2_COMPRESSED)
-        return decode_compressed(value, cluster_bits);
-    e.host = value & QCOW2_OFFSET_MASK;
-    e.copied = value & QCOW2_COPIED;
-    if ((value & L2_RESERVED) || !is_aligned(e.host, UINT64_C(1) << cluster_bits))
-        return e;
-    if ((value & QCOW2_ZERO) && version < 3)
-        return e;
-    if (e.host == 0 && e.copied)
-        return e;
-    if (value & QCOW2_ZERO)
-        e.kind = QCOW2_KIND_ZERO;
-    else
-        e.kind = e.host ? QCOW2_KIND_DATA : QCOW2_KIND_ABSENT;
+    /* In a data file of its own, data can be at offset 0, too. */
+    e.stored = e.host != 0 || (e.copied && qcow2_external_data(h));
+    if (!(value & L2_RESERVED) && is_aligned(e.host, UINT64_C(1) << h->cluster_bits) &&
+        (e.stored || !e.copied))
+        e.kind = QCOW2_KIND_NORMAL;
     return e;
+}
+
+struct qcow2_entry qcow2_l2_decode(const struct qcow2_header *header, const uint8_t *at)
+{
+    bool extended = qcow2_extended_l2(header);
+    uint64_t value = get_be64(at), bitmaps = extended ? get_be64(at + 8) : 0;
+    bool zero_bit = value & QCOW2_ZERO;
+    struct qcow2_entry e;
+
+    if (value & QCOW2_COMPRESSED) {
+        if (bitmaps != 0 || qcow2_external_data(header))
+            return (struct qcow2_entry){.kind = QCOW2_KIND_BROKEN};
+        return decode_compressed(value, header->cluster_bits);
+    }
+    e = decode_normal(header, value);
+    if (extended) {
+        e.data = (uint32_t)bitmaps;
+        e.zero = (uint32_t)(bitmaps >> 32);
+    } else if (zero_bit) {
+        e.zero = QCOW2_ALL_SUBCLUSTERS;
+    } else if (e.stored) {
+        e.data = QCOW2_ALL_SUBCLUSTERS;
+    }
+    if ((zero_bit && (extended || header->version < 3)) || (e.data & e.zero) ||
+        (e.data && !e.stored))
+        e.kind = QCOW2_KIND_BROKEN;
+    return e;
+}
+
+void qcow2_l2_encode(const struct qcow2_header *header, const struct qcow2_entry *entry,
+                     uint8_t *at)
+{
+    uint64_t value = entry->stored ? entry->host | (entry->copied ? QCOW2_COPIED : 0) : 0;
+
+    if (qcow2_extended_l2(header))
+        put_be64(at + 8, (uint64_t)entry->zero << 32 | entry->data);
+    else if (entry->zero)
+        value |= QCOW2_ZERO;
+    put_be64(at, value);
 }
 
 bool qcow2_l1_entry_valid(uint64_t value, unsigned cluster_bits)
@@ -55,9 +90,9 @@ bool qcow2_l1_entry_valid(uint64_t value, unsigned cluster_bits)
     return !(value & L1_RESERVED) && offset != 0 && is_aligned(offset, UINT64_C(1) << cluster_bits);
 }
 
-uint64_t qcow2_l1_entries_needed(uint64_t size, unsigned cluster_bits)
+uint64_t qcow2_l1_entries_needed(uint64_t size, unsigned cluster_bits, unsigned entry_bits)
 {
-    return div_round_up(size, UINT64_C(1) << (2 * cluster_bits - 3));
+    return div_round_up(size, UINT64_C(1) << (2 * cluster_bits - entry_bits));
 }
 
 uint64_t qcow2_refcount_get(const uint8_t *block, uint64_t index, unsigned order)

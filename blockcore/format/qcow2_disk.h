@@ -51,6 +51,7 @@ enum {
 #define QCOW2_SNAPSHOTS_MAX 65536
 #define QCOW2_BITMAPS_MAX 65535
 #define QCOW2_BITMAP_DIRECTORY_MAX (UINT64_C(64) << 20)
+#define QCOW2_EXTENDED_CLUSTER_BITS_MIN 14
 #define QCOW2_CRYPTO_MAX (UINT64_C(16) << 20) /* LUKS header and key material */
 #define QCOW2_HOST_BITS 56                    /* host offsets are below 1 << this */
 
@@ -62,6 +63,7 @@ enum {
 #define QCOW2_INCOMPAT_KNOWN UINT64_C(0x1f)
 #define QCOW2_COMPAT_LAZY_REFCOUNTS (UINT64_C(1) << 0)
 #define QCOW2_AUTOCLEAR_BITMAPS (UINT64_C(1) << 0)
+#define QCOW2_AUTOCLEAR_DATA_FILE_RAW (UINT64_C(1) << 1) /* only with an external data file */
 
 enum { QCOW2_COMPRESSION_DEFLATE = 0, QCOW2_COMPRESSION_ZSTD = 1 };
 enum { QCOW2_CRYPT_NONE = 0, QCOW2_CRYPT_AES = 1, QCOW2_CRYPT_LUKS = 2 };
@@ -91,7 +93,8 @@ struct qcow2_header {
     /* From the extensions. */
     struct qcow2_piece backing_format;
     struct qcow2_piece feature_table;
-    bool has_crypto, has_data_file, has_bitmaps;
+    struct qcow2_piece data_file; /* its name */
+    bool has_crypto, has_bitmaps;
     uint64_t crypto_offset, crypto_length; /* bytes, of the LUKS header; only with has_crypto */
     uint64_t bitmap_directory_offset, bitmap_directory_size; /* only with has_bitmaps */
     uint32_t bitmap_count;                                   /* as well */
@@ -131,8 +134,32 @@ bool qcow2_header_find_extension(const void *data, size_t length, const struct q
 int qcow2_header_check_layout(const struct qcow2_header *header, uint64_t file_size,
                               struct error *error);
 
-/* L1 entries needed for `size` bytes. */
-uint64_t qcow2_l1_entries_needed(uint64_t size, unsigned cluster_bits);
+/* Whether L2 entries have a second word, the bitmaps of their subclusters. */
+static inline bool qcow2_extended_l2(const struct qcow2_header *header)
+{
+    return header->incompatible & QCOW2_INCOMPAT_EXTENDED_L2;
+}
+
+/* Whether guest data is in a file of its own, each byte where it is on the disk. */
+static inline bool qcow2_external_data(const struct qcow2_header *header)
+{
+    return header->incompatible & QCOW2_INCOMPAT_DATA_FILE;
+}
+
+/* Whether that file is to be a raw image of the disk by itself. */
+static inline bool qcow2_raw_data(const struct qcow2_header *header)
+{
+    return qcow2_external_data(header) && (header->autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW);
+}
+
+/* Log2 of the bytes of an L2 entry. */
+static inline unsigned qcow2_l2_entry_bits(const struct qcow2_header *header)
+{
+    return qcow2_extended_l2(header) ? 4 : 3;
+}
+
+/* L1 entries needed for `size` bytes. `entry_bits`: log2 of the bytes of an L2 entry. */
+uint64_t qcow2_l1_entries_needed(uint64_t size, unsigned cluster_bits, unsigned entry_bits);
 
 /* Table entries. */
 #define QCOW2_COPIED (UINT64_C(1) << 63)
@@ -140,22 +167,34 @@ uint64_t qcow2_l1_entries_needed(uint64_t size, unsigned cluster_bits);
 #define QCOW2_ZERO UINT64_C(1)
 #define QCOW2_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
 
+/*
+ * A cluster has 32 subclusters.  An extended entry tells what each of them is; with standard
+ * entries they are all alike.
+ */
+#define QCOW2_SUBCLUSTER_BITS 5
+#define QCOW2_SUBCLUSTERS (1u << QCOW2_SUBCLUSTER_BITS)
+#define QCOW2_ALL_SUBCLUSTERS UINT32_MAX
+
 enum qcow2_kind {
-    QCOW2_KIND_ABSENT,
-    QCOW2_KIND_ZERO,
-    QCOW2_KIND_DATA,
+    QCOW2_KIND_NORMAL,
     QCOW2_KIND_COMPRESSED,
     QCOW2_KIND_BROKEN, /* reserved bits, an offset that is not aligned... */
 };
 
 struct qcow2_entry {
     enum qcow2_kind kind;
-    bool copied;     /* refcount is exactly 1 */
-    uint64_t host;   /* DATA, COMPRESSED; ZERO: reserved storage, or 0 */
-    uint64_t length; /* COMPRESSED: bytes readable at host at most */
+    bool stored;         /* NORMAL: the cluster has storage at `host` */
+    bool copied;         /* refcount is exactly 1 */
+    uint32_t data, zero; /* NORMAL: subclusters that are data, or zero; the others are absent */
+    uint64_t host;       /* NORMAL if stored, COMPRESSED */
+    uint64_t length;     /* COMPRESSED: bytes readable at host at most */
 };
 
-struct qcow2_entry qcow2_l2_decode(uint64_t value, unsigned cluster_bits, unsigned version);
+/* Reads the L2 entry at `at`. The extensions of the header need not have been read. */
+struct qcow2_entry qcow2_l2_decode(const struct qcow2_header *header, const uint8_t *at);
+/* Writes a NORMAL entry, in standard L2 tables one whose subclusters are all alike. */
+void qcow2_l2_encode(const struct qcow2_header *header, const struct qcow2_entry *entry,
+                     uint8_t *at);
 
 /* Whether an L1 entry other than 0 is well-formed. Its table is at entry & QCOW2_OFFSET_MASK. */
 bool qcow2_l1_entry_valid(uint64_t value, unsigned cluster_bits);

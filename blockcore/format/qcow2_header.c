@@ -85,7 +85,7 @@ static int check_backing_name(const struct qcow2_header *h, struct error *error)
 
 static int check_l1(const struct qcow2_header *h, struct error *error)
 {
-    uint64_t needed = qcow2_l1_entries_needed(h->size, h->cluster_bits);
+    uint64_t needed = qcow2_l1_entries_needed(h->size, h->cluster_bits, qcow2_l2_entry_bits(h));
 
     if (h->size > OFFSET_MAX - 511)
         return bad_field(error, "virtual size", h->size, "below 2^63 - 511");
@@ -276,7 +276,7 @@ static int read_extension(const struct extension *ext, struct qcow2_piece piece,
     case QCOW2_EXT_CRYPTO:
         return read_crypto(ext, h, error);
     case QCOW2_EXT_DATA_FILE:
-        h->has_data_file = true;
+        h->data_file = piece;
         return 0;
     default:
         return 0;
@@ -418,6 +418,26 @@ static int check_compression(const struct qcow2_header *h, struct error *error)
     return 0;
 }
 
+/* What extended L2 entries and external data files do not go with. */
+static int check_layout_features(const struct qcow2_header *h, struct error *error)
+{
+    if (qcow2_extended_l2(h) && h->cluster_bits < QCOW2_EXTENDED_CLUSTER_BITS_MIN)
+        return error_set(error, EINVAL,
+                         "the image has extended L2 entries (incompatible bit 4) and clusters of "
+                         "%" PRIu64 " bytes; they must have 16 KiB at least",
+                         UINT64_C(1) << h->cluster_bits);
+    if (qcow2_external_data(h) && h->snapshots > 0)
+        return error_set(error, EINVAL,
+                         "the image has an external data file (incompatible bit 2) and %" PRIu32
+                         " snapshots, which exclude each other",
+                         h->snapshots);
+    if (qcow2_raw_data(h) && h->backing_name.offset != 0)
+        return error_set(error, EINVAL,
+                         "the image has a data file that is a raw image by itself (autoclear bit "
+                         "1) and a backing file, which exclude each other");
+    return 0;
+}
+
 static int check_writable(const struct qcow2_header *h, struct error *error)
 {
     if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
@@ -434,20 +454,14 @@ int qcow2_header_check_features(const struct qcow2_header *header, const void *d
 
     if (header->incompatible & ~QCOW2_INCOMPAT_KNOWN)
         return refuse_unknown(header, data, length, error);
-    if (header->incompatible & QCOW2_INCOMPAT_DATA_FILE)
-        return error_set(error, ENOTSUP,
-                         "the image keeps its data in an external data file (incompatible bit 2), "
-                         "which is not supported");
-    if (header->incompatible & QCOW2_INCOMPAT_EXTENDED_L2)
-        return error_set(error, ENOTSUP,
-                         "the image has extended L2 entries (incompatible bit 4), which are not "
-                         "supported");
     if (header->crypt_method > QCOW2_CRYPT_LUKS)
         return error_set(error, ENOTSUP,
                          "the image is encrypted in a way that is not known (crypt_method %" PRIu32
                          ", only 1 and 2 are)",
                          header->crypt_method);
     err = check_compression(header, error);
+    if (err == 0)
+        err = check_layout_features(header, error);
     if (err == 0 && writable)
         err = check_writable(header, error);
     return err;

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Whether the table that an L1 entry points to can be one. */
@@ -78,10 +79,17 @@ static int make_table(struct qcow2 *q, uint64_t l1_index, struct table **ret)
  */
 static void copy_entries(const struct qcow2 *q, uint8_t *to, const uint8_t *from)
 {
-    for (uint64_t i = 0; i < q->cluster_size; i += 8) {
+    size_t entry = (size_t)1 << q->entry_bits;
+
+    memcpy(to, from, q->cluster_size);
+    /* In an external data file nothing is shared, and the bit may be all that tells of storage. */
+    if (qcow2_has_data_file(q))
+        return;
+    for (uint64_t i = 0; i < q->cluster_size; i += entry) {
         uint64_t value = get_be64(from + i);
 
-        put_be64(to + i, value & QCOW2_COMPRESSED ? value : value & ~QCOW2_COPIED);
+        if (!(value & QCOW2_COMPRESSED))
+            put_be64(to + i, value & ~QCOW2_COPIED);
     }
 }
 
@@ -140,25 +148,45 @@ int qcow2_l2_get_private(struct qcow2 *q, uint64_t l1_index, struct table **ret)
     return err;
 }
 
-int qcow2_l2_decode_for_change(struct qcow2 *q, uint64_t guest_offset, uint64_t value,
+struct qcow2_entry qcow2_l2_decode_at(const struct qcow2 *q, uint64_t guest_offset,
+                                      const uint8_t *at)
+{
+    struct qcow2_entry e = qcow2_l2_decode(&q->header, at);
+
+    if (qcow2_has_data_file(q) && e.kind == QCOW2_KIND_NORMAL && e.stored && e.host != guest_offset)
+        e.kind = QCOW2_KIND_BROKEN;
+    return e;
+}
+
+const char *qcow2_l2_text(const struct qcow2 *q, const uint8_t *at, char out[QCOW2_L2_TEXT_MAX])
+{
+    if (qcow2_extended_l2(&q->header))
+        snprintf(out, QCOW2_L2_TEXT_MAX, "0x%016" PRIx64 ", 0x%016" PRIx64, get_be64(at),
+                 get_be64(at + 8));
+    else
+        snprintf(out, QCOW2_L2_TEXT_MAX, "0x%016" PRIx64, get_be64(at));
+    return out;
+}
+
+int qcow2_l2_decode_for_change(struct qcow2 *q, uint64_t guest_offset, const uint8_t *at,
                                struct qcow2_entry *ret)
 {
     uint64_t first, count;
+    char text[QCOW2_L2_TEXT_MAX];
 
-    *ret = qcow2_l2_decode(value, q->cluster_bits, q->header.version);
+    *ret = qcow2_l2_decode_at(q, guest_offset, at);
     if (ret->kind == QCOW2_KIND_BROKEN)
-        return qcow2_set_corrupt(q, "the L2 entry of guest offset %" PRIu64 " is 0x%016" PRIx64,
-                                 guest_offset, value);
-    if (ret->host == 0 && ret->kind != QCOW2_KIND_COMPRESSED)
+        return qcow2_set_corrupt(q, "the L2 entry of guest offset %" PRIu64 " is %s", guest_offset,
+                                 qcow2_l2_text(q, at, text));
+    if (qcow2_has_data_file(q) || (ret->kind == QCOW2_KIND_NORMAL && !ret->stored))
         return 0;
     first = ret->host >> q->cluster_bits;
     count = 1;
     if (ret->kind == QCOW2_KIND_COMPRESSED)
         count = ((ret->host + ret->length - 1) >> q->cluster_bits) - first + 1;
     if (qcow2_guard_search(q, first, count) < first + count)
-        return qcow2_set_corrupt(q,
-                                 "the L2 entry of guest offset %" PRIu64 " is 0x%016" PRIx64
-                                 ", which points to metadata",
-                                 guest_offset, value);
+        return qcow2_set_corrupt(
+            q, "the L2 entry of guest offset %" PRIu64 " is %s, which points to metadata",
+            guest_offset, qcow2_l2_text(q, at, text));
     return 0;
 }

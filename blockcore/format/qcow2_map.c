@@ -19,85 +19,122 @@
 /* An L2 table as map sees it. */
 struct view {
     struct qcow2 *q;
-    const uint8_t *entries; /* from the first one asked for */
+    uint64_t cluster;       /* guest offset of the first cluster asked for */
+    const uint8_t *entries; /* from that on */
     uint64_t count;         /* entries that matter */
-    bool writable;          /* DATA entries with the copied bit may be written in place */
+    bool writable;          /* data with the copied bit may be written in place */
+};
+
+/* A run of subclusters that are alike, and in one piece where they have data. */
+struct run {
+    enum extent_kind kind; /* DATA, ZERO or ABSENT */
+    bool stored, writable;
+    uint64_t host; /* of the first cluster */
 };
 
 static struct qcow2_entry view_entry(const struct view *view, uint64_t i)
 {
-    return qcow2_l2_decode(get_be64(view->entries + i * 8), view->q->cluster_bits,
-                           view->q->header.version);
+    const struct qcow2 *q = view->q;
+
+    return qcow2_l2_decode_at(q, view->cluster + (i << q->cluster_bits),
+                              view->entries + (i << q->entry_bits));
 }
 
 /* In place means: exclusively owned, and not where metadata is. */
 static bool writable_in_place(const struct view *view, const struct qcow2_entry *e)
 {
-    return view->writable && e->copied && qcow2_guard_find(view->q, e->host) == GUARD_NONE;
+    return view->writable && e->copied &&
+           (qcow2_has_data_file(view->q) || qcow2_guard_find(view->q, e->host) == GUARD_NONE);
 }
 
-static uint64_t count_data(const struct view *view, const struct qcow2_entry *first, bool writable)
+static enum extent_kind kind_at(const struct qcow2_entry *e, unsigned subcluster)
 {
-    uint64_t n = 1;
+    if (e->data >> subcluster & 1)
+        return EXTENT_DATA;
+    return e->zero >> subcluster & 1 ? EXTENT_ZERO : EXTENT_ABSENT;
+}
 
-    for (; n < view->count; n++) {
-        struct qcow2_entry e = view_entry(view, n);
+/* Subclusters from number `from` on that are of the kind. */
+static unsigned count_in_cluster(const struct qcow2_entry *e, unsigned from, enum extent_kind kind)
+{
+    uint32_t same = kind == EXTENT_DATA   ? e->data
+                    : kind == EXTENT_ZERO ? e->zero
+                                          : ~(e->data | e->zero);
+    uint32_t others = ~same >> from;
 
-        if (e.kind != QCOW2_KIND_DATA || e.host != first->host + (n << view->q->cluster_bits) ||
-            writable_in_place(view, &e) != writable)
-            break;
+    return others ? (unsigned)__builtin_ctz(others) : QCOW2_SUBCLUSTERS - from;
+}
+
+/* Whether cluster number i goes on with the run that began in the first one. */
+static bool goes_on(const struct view *view, const struct run *run, uint64_t i,
+                    const struct qcow2_entry *e)
+{
+    if (e->kind != QCOW2_KIND_NORMAL || kind_at(e, 0) != run->kind || e->stored != run->stored)
+        return false;
+    return run->kind != EXTENT_DATA || (e->host == run->host + (i << view->q->cluster_bits) &&
+                                        writable_in_place(view, e) == run->writable);
+}
+
+/* Subclusters of the run that begins at number `from` of the first entry. */
+static uint64_t count_run(const struct view *view, const struct qcow2_entry *first, unsigned from,
+                          const struct run *run)
+{
+    uint64_t n = count_in_cluster(first, from, run->kind);
+
+    for (uint64_t i = 1; i < view->count && from + n == i << QCOW2_SUBCLUSTER_BITS; i++) {
+        struct qcow2_entry e = view_entry(view, i);
+
+        if (goes_on(view, run, i, &e))
+            n += count_in_cluster(&e, 0, run->kind);
     }
     return n;
 }
 
-/* Entries like the first one: ZERO with or without storage, or ABSENT. */
-static uint64_t count_same(const struct view *view, const struct qcow2_entry *first)
+static uint64_t describe_normal(const struct view *view, const struct qcow2_entry *e,
+                                uint64_t in_cluster, struct extent *ret)
 {
-    uint64_t n = 1;
+    unsigned bits = qcow2_subcluster_bits(view->q), from = (unsigned)(in_cluster >> bits);
+    struct run run = {.kind = kind_at(e, from), .stored = e->stored, .host = e->host};
 
-    for (; n < view->count; n++) {
-        struct qcow2_entry e = view_entry(view, n);
-
-        if (e.kind != first->kind || (e.host != 0) != (first->host != 0))
-            break;
+    run.writable = run.kind == EXTENT_DATA && writable_in_place(view, e);
+    *ret = (struct extent){.kind = run.kind};
+    if (run.kind == EXTENT_DATA) {
+        ret->flags = run.writable ? EXTENT_WRITABLE : 0;
+        ret->child = view->q->data;
+        ret->child_offset = e->host + in_cluster;
+    } else {
+        ret->flags = e->stored ? EXTENT_RESERVED : 0;
     }
-    return n;
+    return ((from + count_run(view, e, from, &run)) << bits) - in_cluster;
 }
 
-/* Fills ret but for the length; returns the number of clusters it covers, or negative errno. */
-static int64_t describe(const struct view *view, uint64_t offset, struct extent *ret)
+/* Fills ret, whose length may pass the range asked for. 0 or negative errno. */
+static int describe(const struct view *view, uint64_t in_cluster, struct extent *ret)
 {
     struct qcow2 *q = view->q;
     struct qcow2_entry e = view_entry(view, 0);
-    uint64_t in_cluster = offset & (q->cluster_size - 1);
-    bool writable;
+    char text[QCOW2_L2_TEXT_MAX];
 
-    *ret = (struct extent){.kind = EXTENT_DATA, .child = q->file};
     switch (e.kind) {
-    case QCOW2_KIND_DATA:
-        writable = writable_in_place(view, &e);
-        ret->flags = writable ? EXTENT_WRITABLE : 0;
-        ret->child_offset = e.host + in_cluster;
-        return (int64_t)count_data(view, &e, writable);
+    case QCOW2_KIND_NORMAL:
+        ret->length = describe_normal(view, &e, in_cluster, ret);
+        return 0;
     case QCOW2_KIND_COMPRESSED:
-        ret->kind = EXTENT_ENCODED;
-        ret->child_offset = e.host;
-        ret->encoded_length = e.length;
-        ret->unit_offset = offset - in_cluster;
-        ret->unit_length = q->cluster_size;
-        return 1;
-    case QCOW2_KIND_ZERO:
-    case QCOW2_KIND_ABSENT:
         *ret = (struct extent){
-            .kind = e.kind == QCOW2_KIND_ZERO ? EXTENT_ZERO : EXTENT_ABSENT,
-            .flags = e.host ? EXTENT_RESERVED : 0,
+            .kind = EXTENT_ENCODED,
+            .length = q->cluster_size - in_cluster,
+            .child = q->file,
+            .child_offset = e.host,
+            .encoded_length = e.length,
+            .unit_offset = view->cluster,
+            .unit_length = q->cluster_size,
         };
-        return (int64_t)count_same(view, &e);
+        return 0;
     case QCOW2_KIND_BROKEN:
         break;
     }
-    return qcow2_report_broken(q, "the L2 entry of guest offset %" PRIu64 " is 0x%016" PRIx64,
-                               offset - in_cluster, get_be64(view->entries));
+    return qcow2_report_broken(q, "the L2 entry of guest offset %" PRIu64 " is %s", view->cluster,
+                               qcow2_l2_text(q, view->entries, text));
 }
 
 /* No L2 table: nothing here, and perhaps in the next ranges. */
@@ -139,10 +176,9 @@ int qcow2_map(struct node *node, uint64_t offset, uint64_t length, struct extent
     struct qcow2 *q = node->state;
     uint64_t l1_index = qcow2_l1_index(q, offset), l2_index = qcow2_l2_index(q, offset);
     uint64_t in_cluster = offset & (q->cluster_size - 1);
-    struct view view = {.q = q};
+    struct view view = {.q = q, .cluster = offset - in_cluster};
     struct table *table;
     uint64_t l1_entry;
-    int64_t n;
     int err = 0;
 
     if (l1_index >= q->header.l1_size)
@@ -157,15 +193,15 @@ int qcow2_map(struct node *node, uint64_t offset, uint64_t length, struct extent
         err = load_table(q, l1_entry & QCOW2_OFFSET_MASK, &table);
     if (err < 0)
         return err;
-    view.entries = table->data + l2_index * 8;
+    view.entries = qcow2_l2_at(q, table, offset);
     view.count = min_u64((UINT64_C(1) << q->l2_bits) - l2_index,
                          div_round_up(in_cluster + length, q->cluster_size));
     view.writable = q->write_ready && !q->corrupt && (l1_entry & QCOW2_COPIED);
-    n = describe(&view, offset, ret);
+    err = describe(&view, in_cluster, ret);
     table_cache_put(q->l2_cache, table);
-    if (n < 0)
-        return (int)n;
-    ret->length = min_u64(length, ((uint64_t)n << q->cluster_bits) - in_cluster);
+    if (err < 0)
+        return err;
+    ret->length = min_u64(length, ret->length);
     qcow2_crypt_extent(q, offset, ret);
     return 0;
 }

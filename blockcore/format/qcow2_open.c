@@ -58,7 +58,9 @@ static void set_geometry(struct qcow2 *q)
 {
     q->cluster_bits = q->header.cluster_bits;
     q->cluster_size = UINT64_C(1) << q->cluster_bits;
-    q->l2_bits = q->cluster_bits - 3;
+    q->entry_bits = qcow2_l2_entry_bits(&q->header);
+    q->l2_bits = q->cluster_bits - q->entry_bits;
+    q->raw_data = qcow2_raw_data(&q->header);
     q->refblock_bits = q->cluster_bits + 3 - q->header.refcount_order;
 }
 
@@ -90,6 +92,25 @@ static int read_header(struct qcow2 *q, uint8_t **ret, size_t *ret_length, struc
         !codec_available(CODEC_ZSTD))
         err = error_set(error, ENOTSUP,
                         "the image is compressed with zstd, which this build does not have");
+    return err;
+}
+
+static int open_data_file(struct qcow2 *q, struct node_open *open, const uint8_t *cluster,
+                          struct error *error)
+{
+    struct qcow2_piece name = q->header.data_file;
+    unsigned perm = PERM_CONSISTENT_READ;
+    int err;
+
+    if (!qcow2_external_data(&q->header))
+        return 0;
+    if (node_writable(q->node))
+        perm |= PERM_WRITE | PERM_RESIZE;
+    err = node_open_child(q->node, open, "data-file", "data file",
+                          name.offset ? (const char *)cluster + name.offset : NULL, name.length,
+                          perm, open->shared & ~(unsigned)PERM_RESIZE, &q->data, error);
+    if (err == 0)
+        table_cache_set_data(q->l2_cache, q->data);
     return err;
 }
 
@@ -233,7 +254,7 @@ static int open_for_change(struct qcow2 *q, struct error *error)
     q->cluster_limit = UINT64_C(1) << (QCOW2_HOST_BITS - q->cluster_bits);
     if (!file_grows(q->file))
         q->cluster_limit = min_u64(q->cluster_limit, q->file->size >> q->cluster_bits);
-    q->write_ready = q->header.autoclear == 0;
+    q->write_ready = (q->header.autoclear & ~qcow2_autoclear_kept(q)) == 0;
     q->node->tracks_changes = !q->write_ready;
     return 0;
 }
@@ -311,6 +332,8 @@ static int open_image(struct qcow2 *q, struct node_open *open, struct error *err
     if (err < 0)
         error_prefix(error, "%s: ", node_name(q->node));
     else
+        err = open_data_file(q, open, cluster, error);
+    if (err == 0)
         err = ask_for_backing(q, open, cluster, length, error);
     if (cluster)
         buffer_put(cluster, q->cluster_size);
@@ -330,19 +353,20 @@ int qcow2_open(struct node *node, struct node_open *open, struct error *error)
         err = open_file(node, open, error);
     if (err < 0)
         return err;
-    q->file = node->file;
+    q->file = q->data = node->file;
     err = open_image(q, open, error);
     if (err < 0)
         return err;
     /* A size that is no multiple of 512 is rounded down, as other programs do. */
     node->size = align_down(q->header.size, 512);
-    node->cluster_size = (uint32_t)q->cluster_size;
+    node->lock_size = (uint32_t)q->cluster_size;
+    node->cluster_size = node->lock_size / (qcow2_extended_l2(&q->header) ? QCOW2_SUBCLUSTERS : 1);
     /*
      * Version 2 has no other way to zero a cluster than to give it back; and what a snapshot shares
      * goes when it is deleted.
      */
     node->reuses_storage =
-        node_writable(node) &&
+        node_writable(node) && !qcow2_has_data_file(q) &&
         ((node->flags & NODE_UNMAP) || q->header.version < 3 || q->header.snapshots > 0);
     return 0;
 }

@@ -250,11 +250,11 @@ void qcow2_pending_add_entry(struct qcow2 *q, const struct qcow2_entry *entry)
 {
     uint64_t first = entry->host >> q->cluster_bits, last = first;
 
-    if (entry->kind == QCOW2_KIND_ABSENT || entry->kind == QCOW2_KIND_BROKEN)
+    if (entry->kind == QCOW2_KIND_BROKEN || qcow2_has_data_file(q))
         return;
     if (entry->kind == QCOW2_KIND_COMPRESSED)
         last = (entry->host + entry->length - 1) >> q->cluster_bits;
-    else if (entry->host == 0)
+    else if (!entry->stored)
         return;
     qcow2_pending_add(q, first, last - first + 1);
 }

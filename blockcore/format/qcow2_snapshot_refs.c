@@ -17,7 +17,7 @@ struct walk {
     uint64_t limit; /* runs that are to be visited */
 };
 
-/* A 64-bit word that holds the host offset and the bits of L2 entry `k`. */
+/* L2 entry `k`; its first 64-bit word holds the host offset and the copied bit. */
 static uint8_t *entry_at(const struct qcow2 *q, const struct table *table, uint64_t k)
 {
     return table->data + k * (q->cluster_size >> q->l2_bits);
@@ -62,11 +62,11 @@ static int visit(struct walk *w, uint64_t first, uint64_t count)
 }
 
 /* The clusters that an entry uses. */
-static int entry_clusters(struct qcow2 *q, uint64_t guest_offset, uint64_t value,
+static int entry_clusters(struct qcow2 *q, uint64_t guest_offset, const uint8_t *at,
                           struct pending_run *ret)
 {
     struct qcow2_entry e;
-    int err = qcow2_l2_decode_for_change(q, guest_offset, value, &e);
+    int err = qcow2_l2_decode_for_change(q, guest_offset, at, &e);
 
     *ret = (struct pending_run){0};
     if (err < 0)
@@ -75,7 +75,7 @@ static int entry_clusters(struct qcow2 *q, uint64_t guest_offset, uint64_t value
     if (e.kind == QCOW2_KIND_COMPRESSED)
         ret->count = ((e.host + e.length - 1) >> q->cluster_bits) - ret->first + 1;
     else
-        ret->count = e.host != 0;
+        ret->count = e.stored;
     return 0;
 }
 
@@ -87,7 +87,7 @@ static int walk_entries(struct walk *w, uint64_t index, const struct table *tabl
     for (uint64_t k = 0; k < UINT64_C(1) << w->q->l2_bits && err == 0; k++) {
         uint64_t guest = ((index << w->q->l2_bits) + k) << w->q->cluster_bits;
 
-        err = entry_clusters(w->q, guest, get_be64(entry_at(w->q, table, k)), &next);
+        err = entry_clusters(w->q, guest, entry_at(w->q, table, k), &next);
         if (err < 0 || next.count == 0)
             continue;
         if (run.count > 0 && next.first == run.first + run.count) {

@@ -153,7 +153,7 @@ static int judge_size(const struct qcow2 *q, const struct qcow2_snapshot *s, uin
     uint64_t needed;
 
     *ret_size = s->has_disk_size ? s->disk_size : q->header.size;
-    needed = qcow2_l1_entries_needed(*ret_size, q->cluster_bits);
+    needed = qcow2_l1_entries_needed(*ret_size, q->cluster_bits, q->entry_bits);
     if (*ret_size > OFFSET_MAX - 511 || needed > QCOW2_L1_BYTES_MAX / 8)
         return error_set(
             error, EINVAL,

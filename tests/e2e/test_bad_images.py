@@ -123,7 +123,7 @@ BAD_HEADERS = (
     ("compression_type", 1, "compression type"),
     ("crypt_method", 1, "encrypted"), ("crypt_method", 2, "encrypted"), ("crypt_method", 3, "crypt"),
     ("autoclear", 1, "bitmap"),
-    ("incompatible", 1 << 2, "data file"), ("incompatible", 1 << 4, "extended L2"),
+    ("incompatible", 1 << 2, "data-file.filename"), ("incompatible", 1 << 4, "L1 size"),
 )
 
 

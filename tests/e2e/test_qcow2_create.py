@@ -13,7 +13,7 @@ TOOL = os.path.join(HELPERS, "..", "tools", "qcow2_tool")
 CLUSTERS = (512, 4 * KIB, 64 * KIB, 2 * MIB)
 VERSIONS = ("compat=0.10", "compat=1.1", "compat=v3,lazy_refcounts=on", "compression_type=zstd",
             "refcount_bits=1", "refcount_bits=2", "refcount_bits=8", "refcount_bits=32",
-            "refcount_bits=64")
+            "refcount_bits=64", "extended_l2=on")
 MODES = ("off", "metadata", "falloc", "full")
 
 
@@ -60,7 +60,8 @@ def exercise(image, size, cluster):
             arguments=("-f", "qcow2"))
 
 
-@cases(*((cluster, version, mode) for cluster in CLUSTERS for version in VERSIONS for mode in MODES))
+@cases(*((cluster, version, mode) for cluster in CLUSTERS for version in VERSIONS for mode in MODES
+         if version != "extended_l2=on" or cluster >= 16 * KIB))
 def test_alike(t, cluster, version, mode):
     size = (3 if cluster < 2 * MIB else 9) * MIB + 512 * 3
     options = f"cluster_size={cluster},{version},preallocation={mode}"
@@ -89,6 +90,40 @@ def test_backing(t, cluster, version):
     equal(read_file(base), content(3, 3 * MIB), "the backing file")
 
 
+@cases(*(f"{more}{mode}" for more in ("", "data_file_raw=on,", "extended_l2=on,",
+                                      "extended_l2=on,data_file_raw=on,cluster_size=2M,")
+         for mode in ("preallocation=off", "preallocation=metadata", "preallocation=full")))
+def test_data_file(t, options):
+    size = 3 * MIB + 512 * 3
+    ours, theirs = t.path("ours.qcow2"), t.path("theirs.qcow2")
+    tool("create", ours, f"size={size},data_file=ours.raw,{options}")
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={t.path('theirs.raw')},{options}", theirs, size)
+    told = info(ours)
+    equal(told["format-specific"]["data"].pop("data-file"), "ours.raw", "name of the data file")
+    other = info(theirs)
+    other["format-specific"]["data"].pop("data-file")
+    equal(told, other, f"what qemu-img tells of {options}")
+    equal(tool("map", ours).stdout, tool("map", theirs).stdout, "map")
+    equal(json.loads(tool("check", ours).stdout), json.loads(tool("check", theirs).stdout), "check")
+    tool("write", ours, size - 512, 512, 0x55)
+    equal(os.path.getsize(t.path("ours.raw")), size, "bytes of the data file")
+    if "full" in options:
+        check(os.stat(t.path("ours.raw")).st_blocks * 512 >= size, "storage is not reserved")
+    os.chdir(t.dir)  # QEMU takes the name as relative to here
+    exercise("ours.qcow2", size, 64 * KIB)
+
+
+def test_backing_below_preallocated_subclusters(t):
+    """What is preallocated does not hide the backing file."""
+    t.file("base.raw", content(3, 3 * MIB))
+    ours, theirs = make_both(t, "extended_l2=on,preallocation=metadata", 4 * MIB, "base.raw")
+    equal(info(ours), info(theirs), "what qemu-img tells")
+    qemu_img("compare", "-f", "qcow2", "-F", "raw", ours, t.path("base.raw"))
+    tool("write", ours, MIB + 512, 512, 0x44)
+    qemu_io(ours, f"read -P 0x44 {MIB + 512} 512", arguments=("-f", "qcow2"))
+    qemu_img_check(ours)
+
+
 @cases(("0", 64 * KIB), ("1", 64 * KIB), ("512", 512), ("1T", 64 * KIB), ("16T", 64 * KIB),
        ("100G", 512), ("128G", 512), ("2P", 2 * MIB))
 def test_sizes(t, size, cluster):
@@ -106,7 +141,8 @@ def test_layout(t):
 
 @cases(*((size, options) for size in ("0", "1M", "10G", "1T", "3000001")
          for options in ("cluster_size=64k", "cluster_size=512", "cluster_size=2M",
-                         "refcount_bits=1", "refcount_bits=64,cluster_size=4k")
+                         "refcount_bits=1", "refcount_bits=64,cluster_size=4k", "extended_l2=on",
+                         "extended_l2=on,cluster_size=2M", "data_file=x,data_file_raw=on")
          if (size, options) != ("1T", "cluster_size=512")))
 def test_measure(t, size, options):
     theirs = json.loads(qemu_img("measure", "-O", "qcow2", "-o", options, "--size", size,
@@ -124,7 +160,12 @@ REFUSED = (
     ("size=9223372036854775807", "2\\^63|larger"), ("cluster_size=64k", "size"),
     ("size=1M,backing_file=base.raw", "backing_fmt"), ("size=1M,backing_fmt=raw", "backing_file"),
     ("size=1M,backing_file=none.raw,backing_fmt=raw", "none.raw"),
-    ("size=1M,extended_l2=on", "not supported yet"), ("size=1M,data_file=x", "not supported yet"),
+    ("size=1M,extended_l2=on,cluster_size=8k", "at least 16K"),
+    ("size=1M,extended_l2=on,compat=0.10", "1.1"), ("size=1M,data_file=x,compat=0.10", "1.1"),
+    ("size=1M,data_file_raw=on", "no data_file"), ("size=1M,data_file=", "empty"),
+    ("size=1M,data_file=no/such/folder/x", "folder/x"),
+    ("size=1T,cluster_size=64k,data_file=x,data_file_raw=on,preallocation=off,backing_fmt=raw", "backing_file"),
+    ("size=129G,cluster_size=16k,extended_l2=on,refcount_bits=3", "power of two"),
     ("size=1M,nonsense=1", "nonsense"), ("size=-1", "size"),
 )
 

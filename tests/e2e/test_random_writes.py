@@ -26,6 +26,18 @@ IMAGES = {
     "snapshots": ("compat=1.1", "snapshots"),
     "snapshots-c512": ("cluster_size=512", "snapshots"),
     "compressed": ("compat=1.1", "compressed"),
+    "subclusters": ("extended_l2=on", ""),
+    "subclusters-c16k": ("extended_l2=on,cluster_size=16k,refcount_bits=8", ""),
+    "subclusters-c2m": ("extended_l2=on,cluster_size=2M", ""),
+    "subclusters-preallocated": ("extended_l2=on,preallocation=metadata", "raw"),
+    "subclusters-backing": ("extended_l2=on,cluster_size=128k", "qcow2"),
+    "subclusters-snapshots": ("extended_l2=on", "snapshots"),
+    "subclusters-compressed": ("extended_l2=on", "compressed"),
+    "data-file": ("data_file=disk.data", ""),
+    "data-file-backing": ("data_file=disk.data,cluster_size=4k", "raw"),
+    "data-file-subclusters": ("data_file=disk.data,extended_l2=on", "qcow2"),
+    "data-file-raw": ("data_file=disk.data,data_file_raw=on", ""),
+    "data-file-raw-subclusters": ("data_file=disk.data,data_file_raw=on,extended_l2=on", ""),
 }
 OPTIONS = {"": (), "unmap": ("--discard=unmap",), "zeroes": ("--discard=unmap", "--detect-zeroes=unmap")}
 
@@ -47,9 +59,10 @@ def make_image(t, name, size):
     image = t.path("disk.qcow2")
     if below == "compressed":
         raw = t.file("disk.raw", content(33, size // 2) + bytes(size // 2))
-        qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, image)
+        qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, image)
         return image, "qcow2", {}
     backing = make_below(t, size, below) if below in ("raw", "qcow2") else []
+    options = options.replace("disk.data", t.path("disk.data"))
     qemu_img("create", "-q", "-f", "qcow2", "-o", options, *backing, image, size)
     snapshots = {}
     if below == "snapshots":
@@ -91,6 +104,8 @@ def test_random_writes(t, name, options):
         for snapshot, old in snapshots.items():
             equal(snapshot_hash(t, image, snapshot), old, f"hash of snapshot {snapshot}")
         qemu_img("compare", "-f", image_format, "-F", "raw", image, model)
+        if "data_file_raw=on" in IMAGES[name][0]:
+            qemu_img("compare", "-f", "raw", "-F", "raw", t.path("disk.data"), model)
     else:
         equal(digest(image), digest(model), "hash of the image")
 

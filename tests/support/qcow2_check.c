@@ -51,12 +51,50 @@ static bool count(struct check *c, uint64_t offset, uint64_t length, const char 
     return true;
 }
 
+static uint64_t incompatible(const struct check *c)
+{
+    return get_be32(c->data + 4) == 2 ? 0 : get_be64(c->data + 72);
+}
+
+/* Bytes of an L2 entry. */
+static uint64_t entry_size(const struct check *c)
+{
+    return incompatible(c) >> 4 & 1 ? 16 : 8;
+}
+
+static bool has_data_file(const struct check *c)
+{
+    return incompatible(c) >> 2 & 1;
+}
+
+/* The second word of an extended entry: data in the low half, zero in the high one. */
+static void check_bitmaps(struct check *c, const uint8_t *entry)
+{
+    uint64_t value = get_be64(entry), bitmaps = get_be64(entry + 8);
+    bool stored = (value & OFFSET) || (has_data_file(c) && (value & COPIED));
+
+    if ((bitmaps >> 32) & bitmaps & UINT32_MAX)
+        complain(c->report, "the bitmaps 0x%" PRIx64 " have data and zero at a time", bitmaps);
+    if ((value & COMPRESSED) ? bitmaps != 0 : (bitmaps & UINT32_MAX) && !stored)
+        complain(c->report, "the L2 entry 0x%" PRIx64 " has the bitmaps 0x%" PRIx64, value,
+                 bitmaps);
+    if (!(value & COMPRESSED) && (value & 1))
+        complain(c->report, "the extended L2 entry 0x%" PRIx64 " has the zero bit", value);
+}
+
 static void count_l2(struct check *c, uint64_t table)
 {
-    for (uint64_t k = 0; k < UINT64_C(1) << c->bits; k += 8) {
+    for (uint64_t k = 0; k < UINT64_C(1) << c->bits; k += entry_size(c)) {
         uint64_t value = get_be64(c->data + table + k), offset = value & OFFSET;
         unsigned offset_bits = 62 - (c->bits - 8);
 
+        if (entry_size(c) == 16)
+            check_bitmaps(c, c->data + table + k);
+        if (has_data_file(c)) {
+            if (value & COMPRESSED)
+                complain(c->report, "the entry 0x%" PRIx64 " is compressed", value);
+            continue;
+        }
         if (value & COMPRESSED) {
             offset = value & ((UINT64_C(1) << offset_bits) - 1);
             value &= COMPRESSED - 1;
@@ -251,7 +289,7 @@ static void check_active(struct check *c)
         if (table == 0)
             continue;
         check_copied(c, entry, "L1 entry", must);
-        for (uint64_t k = 0; k < UINT64_C(1) << c->bits; k += 8)
+        for (uint64_t k = 0; k < UINT64_C(1) << c->bits && !has_data_file(c); k += entry_size(c))
             check_copied(c, get_be64(c->data + table + k), "L2 entry", must);
     }
 }

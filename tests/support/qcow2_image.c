@@ -33,9 +33,25 @@ uint64_t qcow2_image_add(struct qcow2_image *image, uint64_t clusters)
     return offset;
 }
 
+static bool is_extended(const struct qcow2_image *image)
+{
+    return image->incompatible >> 4 & 1;
+}
+
+static bool has_data_file(const struct qcow2_image *image)
+{
+    return image->incompatible >> 2 & 1;
+}
+
+/* Bytes of an L2 entry. */
+static uint64_t entry_size(const struct qcow2_image *image)
+{
+    return is_extended(image) ? 16 : 8;
+}
+
 void qcow2_image_start(struct qcow2_image *image)
 {
-    uint64_t per_table = cluster_size(image) * (cluster_size(image) / 8);
+    uint64_t per_table = cluster_size(image) * (cluster_size(image) / entry_size(image));
 
     image->l1_size = (uint32_t)div_round_up(image->size, per_table);
     qcow2_image_add(image, 1);
@@ -43,9 +59,9 @@ void qcow2_image_start(struct qcow2_image *image)
         image, div_round_up(image->l1_size ? image->l1_size * 8 : 8, cluster_size(image)));
 }
 
-uint64_t qcow2_image_set(struct qcow2_image *image, uint64_t guest_cluster, uint64_t value)
+static uint64_t find_entry(struct qcow2_image *image, uint64_t guest_cluster)
 {
-    uint64_t per_table = cluster_size(image) / 8;
+    uint64_t per_table = cluster_size(image) / entry_size(image);
     uint64_t at = image->l1_offset + guest_cluster / per_table * 8;
     uint64_t table = get_be64(image->data + at);
 
@@ -53,8 +69,29 @@ uint64_t qcow2_image_set(struct qcow2_image *image, uint64_t guest_cluster, uint
         table = qcow2_image_add(image, 1);
         put_be64(image->data + at, table);
     }
-    at = (table & OFFSET) + guest_cluster % per_table * 8;
+    return (table & OFFSET) + guest_cluster % per_table * entry_size(image);
+}
+
+uint64_t qcow2_image_set(struct qcow2_image *image, uint64_t guest_cluster, uint64_t value)
+{
+    uint64_t at;
+
+    if (is_extended(image) && !(value & COMPRESSED))
+        return qcow2_image_set_extended(image, guest_cluster, value & ~UINT64_C(1),
+                                        value & 1 || value == 0 ? 0 : UINT32_MAX,
+                                        value & 1 ? UINT32_MAX : 0);
+    at = find_entry(image, guest_cluster);
     put_be64(image->data + at, value);
+    return at;
+}
+
+uint64_t qcow2_image_set_extended(struct qcow2_image *image, uint64_t guest_cluster, uint64_t value,
+                                  uint32_t data, uint32_t zero)
+{
+    uint64_t at = find_entry(image, guest_cluster);
+
+    put_be64(image->data + at, value);
+    put_be64(image->data + at + 8, (uint64_t)zero << 32 | data);
     return at;
 }
 
@@ -254,7 +291,8 @@ static void write_copied(struct qcow2_image *image, const uint64_t *counts)
             continue;
         if (counts[table >> image->cluster_bits] == 1)
             put_be64(at, table | COPIED);
-        for (uint64_t k = 0; k < cluster_size(image); k += 8) {
+        for (uint64_t k = 0; k < cluster_size(image) && !has_data_file(image);
+             k += entry_size(image)) {
             uint64_t value = get_be64(image->data + table + k);
 
             if (!(value & COMPRESSED) && (value & OFFSET) &&

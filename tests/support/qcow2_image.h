@@ -40,8 +40,14 @@ struct qcow2_image {
 void qcow2_image_start(struct qcow2_image *image);
 /* Adds clusters of zeroes at the end; returns their offset. */
 uint64_t qcow2_image_add(struct qcow2_image *image, uint64_t clusters);
-/* Sets an L2 entry; makes the table if there is none. Returns where the entry is. */
+/*
+ * Sets an L2 entry; makes the table if there is none. Returns where the entry is.  An extended
+ * entry becomes what the standard one says: all of it data, or zero.
+ */
 uint64_t qcow2_image_set(struct qcow2_image *image, uint64_t guest_cluster, uint64_t value);
+/* Sets an extended L2 entry; returns where it is. */
+uint64_t qcow2_image_set_extended(struct qcow2_image *image, uint64_t guest_cluster, uint64_t value,
+                                  uint32_t data, uint32_t zero);
 /* A data cluster of one byte; returns its offset. */
 uint64_t qcow2_image_data(struct qcow2_image *image, uint64_t guest_cluster, uint8_t fill);
 /*

@@ -15,10 +15,22 @@
 #include <string.h>
 
 #define STAGE_PATH "/sim/disk.qcow2"
+#define STAGE_DATA_PATH "/sim/disk.data" /* of images with a data file */
 
-/* Puts the built image on the disk. */
+#define STAGE_EXTENDED (UINT64_C(1) << 4)  /* incompatible bit: extended L2 entries */
+#define STAGE_DATA_FILE (UINT64_C(1) << 2) /* incompatible bit: external data file */
+#define STAGE_COPIED (UINT64_C(1) << 63)
+/* The header extension that names the data file: for image->extensions. */
+#define STAGE_DATA_EXTENSION                                                                       \
+    "DATA\0\0\0\x9"                                                                                \
+    "disk.data\0\0\0\0\0\0\0"
+#define STAGE_DATA_EXTENSION_LENGTH 24
+
+/* Puts the built image on the disk, and an empty data file if it has one. */
 static inline void stage_store(const struct qcow2_image *image)
 {
+    if (image->incompatible >> 2 & 1)
+        sim_disk_create(STAGE_DATA_PATH, NULL, image->size);
     sim_disk_create(STAGE_PATH, image->data, image->length);
 }
 

@@ -29,6 +29,9 @@ struct layout {
     bool snapshot;
     bool compressed;               /* decoded by threads: such a run is not the same twice */
     unsigned yields, flush_yields; /* about so many turns a run takes, and its flushes */
+    uint64_t incompatible;
+    bool raw;  /* the data file is to be a raw image, at any moment */
+    bool wide; /* requests cover whole clusters, too */
 };
 
 /* What a sector may hold besides what was flushed. */
@@ -65,6 +68,46 @@ static void fill_pattern(uint8_t *out, unsigned epoch, unsigned pattern, uint64_
         put_be64(out + i, (uint64_t)(epoch + 1) << 56 | (uint64_t)(pattern + 1) << 40 | sector);
 }
 
+/* Of each kind something: 32nds with data, of zeroes, of nothing. */
+static void plant_mixed(struct stage *stage, struct qcow2_image *image, uint64_t i)
+{
+    uint64_t cluster = UINT64_C(1) << image->cluster_bits, part = cluster / 32;
+    uint64_t host = qcow2_image_add(image, 1);
+
+    memset(image->data + host, (uint8_t)i, cluster);
+    qcow2_image_set_extended(image, i, host, 0x0000ff06, 0xf0000000);
+    memset(stage->now + i * cluster + part, (uint8_t)i, 2 * part);
+    memset(stage->now + i * cluster + 8 * part, (uint8_t)i, 8 * part);
+}
+
+/* Where tables call it zero or nothing, a data file that is not raw may hold anything. */
+static void plant_external(struct stage *stage, struct qcow2_image *image)
+{
+    uint64_t cluster = UINT64_C(1) << image->cluster_bits;
+
+    for (uint64_t i = 0; i < stage->layout->clusters; i++) {
+        bool half = i < stage->layout->clusters / 2;
+
+        if (half && i % 3 == 0)
+            memset(stage->now + i * cluster, (uint8_t)(i + 1), cluster);
+        if (half && i % 3 < 2)
+            qcow2_image_set(image, i, STAGE_COPIED | i * cluster | i % 3);
+    }
+}
+
+static void store_data_file(const struct stage *stage)
+{
+    uint8_t *data = malloc(stage->size);
+
+    memcpy(data, stage->now, stage->size);
+    for (uint64_t i = 0; i < stage->size && !stage->layout->raw; i++) {
+        if (data[i] == 0)
+            data[i] = 0xdd;
+    }
+    sim_disk_create(STAGE_DATA_PATH, data, stage->size);
+    free(data);
+}
+
 static void plant(struct stage *stage, struct qcow2_image *image)
 {
     uint64_t cluster = UINT64_C(1) << image->cluster_bits;
@@ -75,6 +118,8 @@ static void plant(struct stage *stage, struct qcow2_image *image)
             qcow2_image_data(image, i, (uint8_t)i);
         else if (i % 4 == 1 && stage->layout->compressed)
             qcow2_image_compressed(image, i, (uint8_t)i, true);
+        else if (i % 4 == 3 && image->incompatible & STAGE_EXTENDED)
+            plant_mixed(stage, image, i);
         else if (i % 4 == 2 && image->version >= 3)
             qcow2_image_set(image, i, qcow2_image_add(image, 1) | 1);
         if (i % 4 == 0 || (i % 4 == 1 && stage->layout->compressed))
@@ -89,7 +134,10 @@ static void stage_init(struct stage *stage, const struct layout *layout, uint64_
         .cluster_bits = layout->cluster_bits,
         .order = layout->order,
         .size = layout->clusters << layout->cluster_bits,
+        .incompatible = layout->incompatible,
+        .autoclear = layout->raw ? 2 : 0,
     };
+    bool external = layout->incompatible & STAGE_DATA_FILE;
 
     *stage = (struct stage){.layout = layout, .size = image.size, .prng = prng_of(seed)};
     stage->in_flush = prng_percent(&stage->prng, 60);
@@ -100,14 +148,23 @@ static void stage_init(struct stage *stage, const struct layout *layout, uint64_
     stage->now = calloc(1, image.size);
     stage->since = calloc(image.size / SECTOR, sizeof(*stage->since));
     assert_true(stage->before && stage->flushed && stage->now && stage->since);
+    if (external) {
+        image.extensions = STAGE_DATA_EXTENSION;
+        image.extensions_length = STAGE_DATA_EXTENSION_LENGTH;
+    }
     qcow2_image_start(&image);
-    plant(stage, &image);
+    if (external)
+        plant_external(stage, &image);
+    else
+        plant(stage, &image);
     memcpy(stage->before, stage->now, image.size);
     memcpy(stage->flushed, stage->now, image.size);
     if (layout->snapshot)
         qcow2_image_snapshot(&image);
     qcow2_image_finish(&image);
     stage_store(&image);
+    if (external)
+        store_data_file(stage);
     qcow2_image_fini(&image);
 }
 
@@ -122,7 +179,8 @@ static void stage_fini(struct stage *stage)
 /* The actor's own sectors: a short run of every ACTORS runs. */
 static uint64_t own_sectors(struct actor *actor, uint64_t *ret_count)
 {
-    uint64_t run = 1 + (UINT64_C(1) << actor->stage->layout->cluster_bits) / SECTOR * 3 / 4;
+    const struct layout *layout = actor->stage->layout;
+    uint64_t run = 1 + (UINT64_C(1) << layout->cluster_bits) / SECTOR * (layout->wide ? 9 : 3) / 4;
     uint64_t runs = actor->stage->size / SECTOR / run / ACTORS;
     uint64_t from = prng_below(&actor->prng, run);
 
@@ -269,12 +327,8 @@ static bool sector_may_be(const struct stage *stage, uint64_t sector, const uint
     return false;
 }
 
-static void check_sectors(struct stage *stage)
+static void check_content(const struct stage *stage, const uint8_t *seen)
 {
-    uint8_t *seen = malloc(stage->size);
-    struct node *node = stage_open(0);
-
-    assert_int_equal(block_read(node, seen, stage->size, 0), 0);
     for (uint64_t i = 0; i < stage->size / SECTOR; i++) {
         if (!sector_may_be(stage, i, seen + i * SECTOR))
             test_die(
@@ -283,8 +337,24 @@ static void check_sectors(struct stage *stage)
                 stage->layout->name, i, get_be64(seen + i * SECTOR),
                 get_be64(stage->flushed + i * SECTOR));
     }
+}
+
+static void check_sectors(struct stage *stage)
+{
+    uint8_t *seen = malloc(stage->size), *raw;
+    struct node *node = stage_open(0);
+    size_t length;
+
+    assert_int_equal(block_read(node, seen, stage->size, 0), 0);
+    check_content(stage, seen);
     node_unref(node);
     free(seen);
+    if (!stage->layout->raw)
+        return;
+    raw = sim_disk_content(STAGE_DATA_PATH, &length);
+    assert_int_equal(length, stage->size);
+    check_content(stage, raw);
+    free(raw);
 }
 
 /* Everything is written once more. */
@@ -341,6 +411,17 @@ static const struct layout layouts[] = {
     {"v3, 1-bit refcounts", 3, 12, 0, 60, false, false, 105, 20},
     {"v2, 4 KiB, snapshot", 2, 12, 4, 60, true, false, 130, 27},
     {"v2, 64 KiB", 2, 16, 4, 12, false, false, 65, 12},
+    {"v3, 4 KiB, whole clusters, snapshot", 3, 12, 4, 60, true, false, 130, 25, .wide = true},
+    {"v2, 4 KiB, whole clusters", 2, 12, 4, 60, false, false, 100, 20, .wide = true},
+    {"subclusters", 3, 14, 4, 60, false, false, 110, 20, STAGE_EXTENDED},
+    {"subclusters, snapshot", 3, 14, 4, 60, true, false, 130, 25, STAGE_EXTENDED},
+    {"subclusters, compressed, snapshot", 3, 14, 4, 60, true, true, 20000, 30, STAGE_EXTENDED,
+     .wide = true},
+    {"data file", 3, 12, 4, 60, false, false, 100, 20, STAGE_DATA_FILE, .wide = true},
+    {"raw data file", 3, 12, 4, 60, false, false, 100, 20, STAGE_DATA_FILE, .raw = true,
+     .wide = true},
+    {"data file, subclusters", 3, 14, 4, 60, false, false, 100, 20,
+     STAGE_DATA_FILE | STAGE_EXTENDED, .wide = true},
 };
 
 static void survives_power_cuts(void **state)

@@ -13,58 +13,152 @@
 
 #include <cmocka.h>
 
+#define ALL QCOW2_ALL_SUBCLUSTERS
+#define COPIED QCOW2_COPIED
+#define COMPRESSED QCOW2_COMPRESSED
+#define BROKEN                                                                                     \
+    {                                                                                              \
+        .kind = QCOW2_KIND_BROKEN                                                                  \
+    }
+#define EXTENDED QCOW2_INCOMPAT_EXTENDED_L2
+#define EXTERNAL QCOW2_INCOMPAT_DATA_FILE
+
 struct l2_case {
-    uint64_t value;
+    uint64_t value, bitmaps;
     unsigned bits, version;
+    uint64_t incompatible;
     struct qcow2_entry entry;
 };
 
+static const struct qcow2_entry absent = {.kind = QCOW2_KIND_NORMAL};
+
+static struct qcow2_header header_of(const struct l2_case *c)
+{
+    return (struct qcow2_header){
+        .cluster_bits = c->bits, .version = c->version, .incompatible = c->incompatible};
+}
+
+static void check_l2_case(const struct l2_case *c, size_t number)
+{
+    struct qcow2_header header = header_of(c);
+    uint8_t bytes[16] = {0}, again[16] = {0};
+    struct qcow2_entry e;
+
+    put_be64(bytes, c->value);
+    put_be64(bytes + 8, c->bitmaps);
+    e = qcow2_l2_decode(&header, bytes);
+    if (e.kind != c->entry.kind)
+        fail_msg("case %zu: kind %d, not %d", number, e.kind, c->entry.kind);
+    if (e.kind == QCOW2_KIND_BROKEN)
+        return;
+    assert_int_equal(e.stored, c->entry.stored);
+    assert_int_equal(e.copied, c->entry.copied);
+    assert_int_equal(e.data, c->entry.data);
+    assert_int_equal(e.zero, c->entry.zero);
+    assert_int_equal(e.host, c->entry.host);
+    assert_int_equal(e.length, c->entry.length);
+    if (e.kind != QCOW2_KIND_NORMAL)
+        return;
+    qcow2_l2_encode(&header, &e, again);
+    assert_memory_equal(again, bytes, c->incompatible & EXTENDED ? 16 : 8);
+}
+
+#define CHECK_CASES(cases)                                                                         \
+    do {                                                                                           \
+        for (size_t i_ = 0; i_ < ARRAY_SIZE(cases); i_++)                                          \
+            check_l2_case(&(cases)[i_], i_);                                                       \
+    } while (0)
+
+static struct qcow2_entry normal(bool copied, uint64_t host, uint32_t data, uint32_t zero)
+{
+    return (struct qcow2_entry){.kind = QCOW2_KIND_NORMAL,
+                                .stored = true,
+                                .copied = copied,
+                                .host = host,
+                                .data = data,
+                                .zero = zero};
+}
+
+static struct qcow2_entry compressed(uint64_t host, uint64_t length)
+{
+    return (struct qcow2_entry){.kind = QCOW2_KIND_COMPRESSED, .host = host, .length = length};
+}
+
+static struct qcow2_entry unstored(uint32_t zero)
+{
+    return (struct qcow2_entry){.kind = QCOW2_KIND_NORMAL, .zero = zero};
+}
+
 static void decodes_l2_entries(void **state)
 {
-    const uint64_t copied = QCOW2_COPIED, compressed = QCOW2_COMPRESSED;
     const struct l2_case cases[] = {
-        {0, 16, 3, {QCOW2_KIND_ABSENT, false, 0, 0}},
-        {1, 16, 3, {QCOW2_KIND_ZERO, false, 0, 0}},
-        {1, 16, 2, {.kind = QCOW2_KIND_BROKEN}},
-        {0x50000, 16, 3, {QCOW2_KIND_DATA, false, 0x50000, 0}},
-        {copied | 0x50000, 16, 2, {QCOW2_KIND_DATA, true, 0x50000, 0}},
-        {copied | 0x50001, 16, 3, {QCOW2_KIND_ZERO, true, 0x50000, 0}},
-        {copied | 0x50001, 16, 2, {.kind = QCOW2_KIND_BROKEN}},
-        {0x50200, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
-        {0x50200, 9, 3, {QCOW2_KIND_DATA, false, 0x50200, 0}},
-        {copied, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
-        {copied | 1, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
-        {0x50002, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
-        {0x50100, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
-        {UINT64_C(1) << 56 | 0x50000, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
-        {UINT64_C(1) << 61 | 0x50000, 16, 3, {.kind = QCOW2_KIND_BROKEN}},
-        {UINT64_C(0xffffffff0000), 16, 3, {QCOW2_KIND_DATA, false, UINT64_C(0xffffffff0000), 0}},
+        {0, 0, 16, 3, 0, absent},
+        {1, 0, 16, 3, 0, unstored(ALL)},
+        {1, 0, 16, 2, 0, BROKEN},
+        {0x50000, 0, 16, 3, 0, normal(false, 0x50000, ALL, 0)},
+        {COPIED | 0x50000, 0, 16, 2, 0, normal(true, 0x50000, ALL, 0)},
+        {COPIED | 0x50001, 0, 16, 3, 0, normal(true, 0x50000, 0, ALL)},
+        {COPIED | 0x50001, 0, 16, 2, 0, BROKEN},
+        {0x50200, 0, 16, 3, 0, BROKEN},
+        {0x50200, 0, 9, 3, 0, normal(false, 0x50200, ALL, 0)},
+        {COPIED, 0, 16, 3, 0, BROKEN},
+        {COPIED | 1, 0, 16, 3, 0, BROKEN},
+        {0x50002, 0, 16, 3, 0, BROKEN},
+        {0x50100, 0, 16, 3, 0, BROKEN},
+        {UINT64_C(1) << 56 | 0x50000, 0, 16, 3, 0, BROKEN},
+        {UINT64_C(1) << 61 | 0x50000, 0, 16, 3, 0, BROKEN},
+        {UINT64_C(0xffffffff0000), 0, 16, 3, 0, normal(false, UINT64_C(0xffffffff0000), ALL, 0)},
         /* 54 bits of offset with 64 KiB, 61 with 512 bytes, 49 with 2 MiB. */
-        {compressed | UINT64_C(2) << 54 | 1000,
-         16,
-         3,
-         {QCOW2_KIND_COMPRESSED, false, 1000, 3 * 512 - 488}},
-        {compressed | 1000, 9, 3, {QCOW2_KIND_COMPRESSED, false, 1000, 24}},
-        {compressed | UINT64_C(1) << 61 | 1000, 9, 3, {QCOW2_KIND_COMPRESSED, false, 1000, 536}},
-        {compressed | UINT64_C(1) << 56 | 1000, 9, 3, {.kind = QCOW2_KIND_BROKEN}},
-        {compressed | UINT64_C(0x1fff) << 49 | 512,
-         21,
-         3,
-         {QCOW2_KIND_COMPRESSED, false, 512, 8192 * 512}},
+        {COMPRESSED | UINT64_C(2) << 54 | 1000, 0, 16, 3, 0, compressed(1000, 3 * 512 - 488)},
+        {COMPRESSED | 1000, 0, 9, 3, 0, compressed(1000, 24)},
+        {COMPRESSED | UINT64_C(1) << 61 | 1000, 0, 9, 3, 0, compressed(1000, 536)},
+        {COMPRESSED | UINT64_C(1) << 56 | 1000, 0, 9, 3, 0, BROKEN},
+        {COMPRESSED | UINT64_C(0x1fff) << 49 | 512, 0, 21, 3, 0, compressed(512, 8192 * 512)},
     };
 
-    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-        const struct l2_case *c = &cases[i];
-        struct qcow2_entry e = qcow2_l2_decode(c->value, c->bits, c->version);
+    CHECK_CASES(cases);
+}
 
-        if (e.kind != c->entry.kind)
-            fail_msg("case %zu: kind %d, not %d", i, e.kind, c->entry.kind);
-        if (e.kind == QCOW2_KIND_BROKEN)
-            continue;
-        assert_int_equal(e.copied, c->entry.copied);
-        assert_int_equal(e.host, c->entry.host);
-        assert_int_equal(e.length, c->entry.length);
-    }
+static void decodes_extended_l2_entries(void **state)
+{
+    const uint64_t zero_first = UINT64_C(1) << 32, all = ALL;
+    const struct l2_case cases[] = {
+        {0, 0, 16, 3, EXTENDED, absent},
+        {0, all << 32, 16, 3, EXTENDED, unstored(ALL)},
+        {0, zero_first, 16, 3, EXTENDED, unstored(1)},
+        {0x50000, 0, 16, 3, EXTENDED, normal(false, 0x50000, 0, 0)},
+        {COPIED | 0x50000, all, 16, 3, EXTENDED, normal(true, 0x50000, ALL, 0)},
+        {COPIED | 0x50000, zero_first | 2, 16, 3, EXTENDED, normal(true, 0x50000, 2, 1)},
+        {COPIED | 0x50000, all << 32, 16, 3, EXTENDED, normal(true, 0x50000, 0, ALL)},
+        {COPIED | 0x50000, zero_first | 1, 16, 3, EXTENDED, BROKEN},
+        {COPIED | 0x50000, UINT64_C(1) << 63 | UINT64_C(1) << 31, 16, 3, EXTENDED, BROKEN},
+        {0, 1, 16, 3, EXTENDED, BROKEN},
+        {COPIED, 0, 16, 3, EXTENDED, BROKEN},
+        {COPIED | 0x50001, 1, 16, 3, EXTENDED, BROKEN},
+        {1, 0, 16, 3, EXTENDED, BROKEN},
+        {0x50200, 1, 16, 3, EXTENDED, BROKEN},
+        {COMPRESSED | 1000, 0, 14, 3, EXTENDED, compressed(1000, 24)},
+        {COMPRESSED | 1000, 1, 14, 3, EXTENDED, BROKEN},
+        {COMPRESSED | 1000, zero_first, 14, 3, EXTENDED, BROKEN},
+    };
+
+    CHECK_CASES(cases);
+}
+
+static void decodes_l2_entries_of_data_files(void **state)
+{
+    const struct l2_case cases[] = {
+        {0, 0, 16, 3, EXTERNAL, absent},
+        {1, 0, 16, 3, EXTERNAL, unstored(ALL)},
+        {COPIED, 0, 16, 3, EXTERNAL, normal(true, 0, ALL, 0)},
+        {COPIED | 1, 0, 16, 3, EXTERNAL, normal(true, 0, 0, ALL)},
+        {COPIED | 0x50000, 0, 16, 3, EXTERNAL, normal(true, 0x50000, ALL, 0)},
+        {COMPRESSED | 1000, 0, 16, 3, EXTERNAL, BROKEN},
+        {COPIED, 4, 16, 3, EXTERNAL | EXTENDED, normal(true, 0, 4, 0)},
+        {0, 4, 16, 3, EXTERNAL | EXTENDED, BROKEN},
+    };
+
+    CHECK_CASES(cases);
 }
 
 static void judges_l1_entries(void **state)
@@ -81,12 +175,14 @@ static void judges_l1_entries(void **state)
 
 static void counts_l1_entries(void **state)
 {
-    assert_int_equal(qcow2_l1_entries_needed(0, 16), 0);
-    assert_int_equal(qcow2_l1_entries_needed(1, 16), 1);
-    assert_int_equal(qcow2_l1_entries_needed(512 * MIB, 16), 1);
-    assert_int_equal(qcow2_l1_entries_needed(512 * MIB + 1, 16), 2);
-    assert_int_equal(qcow2_l1_entries_needed(128 * GIB, 9), 4194304);
-    assert_int_equal(qcow2_l1_entries_needed(UINT64_MAX, 21), UINT64_C(1) << 25);
+    assert_int_equal(qcow2_l1_entries_needed(0, 16, 3), 0);
+    assert_int_equal(qcow2_l1_entries_needed(1, 16, 3), 1);
+    assert_int_equal(qcow2_l1_entries_needed(512 * MIB, 16, 3), 1);
+    assert_int_equal(qcow2_l1_entries_needed(512 * MIB + 1, 16, 3), 2);
+    assert_int_equal(qcow2_l1_entries_needed(128 * GIB, 9, 3), 4194304);
+    assert_int_equal(qcow2_l1_entries_needed(256 * MIB, 16, 4), 1);
+    assert_int_equal(qcow2_l1_entries_needed(256 * MIB + 1, 16, 4), 2);
+    assert_int_equal(qcow2_l1_entries_needed(UINT64_MAX, 21, 3), UINT64_C(1) << 25);
 }
 
 /* Every width against an array of numbers, and neighbours stay what they were. */
@@ -248,10 +344,16 @@ static void reads_and_writes_snapshots(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(decodes_l2_entries), cmocka_unit_test(judges_l1_entries),
-        cmocka_unit_test(counts_l1_entries),  cmocka_unit_test(refcounts_of_every_width),
-        cmocka_unit_test(refcount_bit_order), cmocka_unit_test(finds_free_and_used),
-        cmocka_unit_test(parses_snapshots),   cmocka_unit_test(reads_and_writes_snapshots),
+        cmocka_unit_test(decodes_l2_entries),
+        cmocka_unit_test(decodes_extended_l2_entries),
+        cmocka_unit_test(decodes_l2_entries_of_data_files),
+        cmocka_unit_test(judges_l1_entries),
+        cmocka_unit_test(counts_l1_entries),
+        cmocka_unit_test(refcounts_of_every_width),
+        cmocka_unit_test(refcount_bit_order),
+        cmocka_unit_test(finds_free_and_used),
+        cmocka_unit_test(parses_snapshots),
+        cmocka_unit_test(reads_and_writes_snapshots),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

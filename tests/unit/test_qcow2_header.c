@@ -141,9 +141,7 @@ static const struct bad_field bad_fields[] = {
     {60, 4, 65537, -EINVAL, "number of snapshots is 65537"},
     {60, 4, UINT32_MAX, -EINVAL, "number of snapshots is 4294967295"},
     {60, 4, 1, -EINVAL, "snapshot table offset is 0"},
-    {72, 8, 1 << 2, -ENOTSUP, "external data file"},
     {72, 8, 1 << 3, -EINVAL, "contradicts incompatible bit 3 (set)"},
-    {72, 8, 1 << 4, -ENOTSUP, "extended L2"},
     {72, 8, 1 << 5, -ENOTSUP, "incompatible bit 5"},
     {72, 8, UINT64_C(1) << 63, -ENOTSUP, "incompatible bit 63"},
     {72, 8, UINT64_MAX, -ENOTSUP, "incompatible bit 5, incompatible bit 6"},
@@ -181,6 +179,47 @@ static void names_bad_fields(void **state)
         if (judge(data, sizeof(data), true, &error) != f->err || !strstr(error.text, f->text))
             fail_msg("field at %u = %lu: said \"%s\", not \"%s\"", f->at, f->value, error.text,
                      f->text);
+    }
+}
+
+/* Extended L2 entries and data files do not go with everything. */
+static void features_that_exclude_each_other(void **state)
+{
+    static const struct {
+        uint64_t incompatible, autoclear, size, backing, snapshots;
+        unsigned cluster_bits;
+        const char *text; /* NULL: fine */
+    } cases[] = {
+        {1 << 4, 0, 256 * MIB, 0, 0, 16, NULL},
+        {1 << 4, 0, 256 * MIB + 1, 0, 0, 16, "needs 2"},
+        {1 << 4, 0, 4096, 0, 0, 14, NULL},
+        {1 << 4, 0, 4096, 0, 0, 13, "clusters of 8192 bytes; they must have 16 KiB"},
+        {1 << 4, 0, 4096, 512, 1, 16, NULL},
+        {1 << 2, 0, 4096, 512, 0, 16, NULL},
+        {1 << 2, 2, 4096, 0, 0, 16, NULL},
+        {1 << 2, 2, 4096, 512, 0, 16, "backing file, which exclude"},
+        {0, 2, 4096, 512, 0, 16, NULL}, /* of no meaning without a data file */
+        {1 << 2, 0, 4096, 0, 1, 16, "snapshots, which exclude"},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct error error = {.text = ""};
+        uint8_t data[1024];
+        int err;
+
+        make_header(data, 3);
+        put_be64(data + 8, cases[i].backing);
+        put_be32(data + 16, cases[i].backing ? 1 : 0);
+        put_be32(data + 20, cases[i].cluster_bits);
+        put_be64(data + 24, cases[i].size);
+        put_be32(data + 60, (uint32_t)cases[i].snapshots);
+        put_be64(data + 64, cases[i].snapshots ? 4 * 65536 : 0);
+        put_be64(data + 72, cases[i].incompatible);
+        put_be64(data + 88, cases[i].autoclear);
+        err = judge(data, sizeof(data), true, &error);
+        if (err != (cases[i].text ? -EINVAL : 0) ||
+            (cases[i].text && !strstr(error.text, cases[i].text)))
+            fail_msg("case %zu: %d, \"%s\"", i, err, error.text);
     }
 }
 
@@ -418,6 +457,7 @@ int main(void)
         cmocka_unit_test(version_2_has_no_features),
         cmocka_unit_test(header_of_104_bytes),
         cmocka_unit_test(names_bad_fields),
+        cmocka_unit_test(features_that_exclude_each_other),
         cmocka_unit_test(refuses_every_cut),
         cmocka_unit_test(survives_extremes),
         cmocka_unit_test(dirty_and_corrupt_can_be_read),
