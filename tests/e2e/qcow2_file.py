@@ -18,6 +18,7 @@ COMPRESSED = 1 << 62
 EXT_BACKING_FORMAT = 0xE2792ACA
 EXT_FEATURE_TABLE = 0x6803F857
 EXT_CRYPTO = 0x0537BE77
+EXT_DATA_FILE = 0x44415441
 
 
 class Qcow2File:
@@ -52,13 +53,17 @@ class Qcow2File:
     def cluster_size(self):
         return 1 << self.get("cluster_bits")
 
+    @property
+    def l2_entry_size(self):
+        return 16 if self.get("version") >= 3 and self.get("incompatible") & 16 else 8
+
     def l1_entry_at(self, guest):
         """File offset of the L1 entry for a guest offset."""
-        return self.get("l1_offset") + guest // self.cluster_size // (self.cluster_size // 8) * 8
+        return self.get("l1_offset") + guest // self.cluster_size // (self.cluster_size // self.l2_entry_size) * 8
 
     def l2_entry_at(self, guest):
         table = self.u64(self.l1_entry_at(guest)) & OFFSET_MASK
-        return table + guest // self.cluster_size % (self.cluster_size // 8) * 8
+        return table + guest // self.cluster_size % (self.cluster_size // self.l2_entry_size) * self.l2_entry_size
 
     def reftable_at(self):
         return self.get("reftable_offset")

@@ -14,6 +14,8 @@ HELD = {
     ("qcow2", "rw"): {100, 101, 103, 201, 203},
     ("qcow2", "ro"): {100, 201, 203},
     ("backing", "ro"): {100, 201, 203},
+    ("data file", "rw"): {100, 101, 103, 203},
+    ("data file", "ro"): {100, 203},
 }
 
 
@@ -56,6 +58,14 @@ def test_locked_bytes(t, image_format, access):
     if image_format == "qcow2":
         equal(locked_bytes(server, t.path("base.qcow2")), HELD[("backing", "ro")],
               "locked bytes of the backing file")
+
+
+@cases("rw", "ro")
+def test_locked_bytes_of_a_data_file(t, access):
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={t.path('disk.data')}", t.path("disk.qcow2"), "4M")
+    server = serve(t, "disk.qcow2", access)
+    equal(locked_bytes(server, t.path("disk.qcow2")), HELD[("qcow2", access)], "locked bytes")
+    equal(locked_bytes(server, t.path("disk.data")), HELD[("data file", access)], "locked bytes of the data file")
 
 
 @cases(("top.qcow2", "rw", "rw", False), ("top.qcow2", "rw", "ro", False), ("top.qcow2", "ro", "rw", False),

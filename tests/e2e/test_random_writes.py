@@ -124,10 +124,11 @@ def test_one_deep_client(t, aio):
     qemu_img("compare", "-f", image_format, "-F", "raw", image, model)
 
 
-@cases("none", "writethrough", "directsync", "unsafe")
-def test_cache_modes(t, cache):
+@cases("none", "writethrough", "directsync", "unsafe", ("none", "subclusters-c16k"), ("none", "data-file"),
+       ("none", "data-file-raw-subclusters"))
+def test_cache_modes(t, cache, name="v3"):
     program = helper()
-    image, image_format, _ = make_image(t, "v3", 8 * MIB)
+    image, image_format, _ = make_image(t, name, 8 * MIB)
     model = t.path("model.raw")
     qemu_img("convert", "-f", image_format, "-O", "raw", image, model)
     server = t.serve(image, "-f", image_format, f"--cache={cache}", "-e", "0")
