@@ -10,6 +10,7 @@
 #include "base/size.h"
 #include "blockcore/snapshot.h"
 #include "daemon/image_name.h"
+#include "daemon/list_uri.h"
 #include "daemon/objects.h"
 #include "nbd/wire.h"
 
@@ -226,18 +227,17 @@ static const struct cli_row rows[] = {
      .argument = "DIR",
      .kind = CLI_STRING,
      TARGET(tls_certificates),
-     .after = after_per_device,
      .group = GROUP_TLS,
      .help =
-         "directory with server-cert.pem and server-key.pem, and ca-cert.pem to verify clients"},
+         "directory with server-cert.pem and server-key.pem, and ca-cert.pem to verify clients; of "
+         "a list: ca-cert.pem, and client-cert.pem and client-key.pem if they are needed"},
     {.name = "tls-psk",
      .exact = true,
      .argument = "FILE",
      .kind = CLI_STRING,
      TARGET(tls_psk),
-     .after = after_per_device,
      .group = GROUP_TLS,
-     .help = "pre-shared keys of the clients, a line NAME:KEY for each"},
+     .help = "pre-shared keys of the clients, a line NAME:KEY for each; of a list: its own"},
     {.name = "tls-verify-peer",
      .exact = true,
      .kind = CLI_FLAG,
@@ -413,8 +413,9 @@ static const struct cli_row rows[] = {
      .constant = ACTION_LIST,
      TARGET(action),
      .group = GROUP_LIST,
-     .help = "ask the server at --bind and --port (default: this machine), or at --socket, for its "
-             "exports"},
+     .help =
+         "ask the server at --bind and --port (default: this machine), at --socket, or at a URI, "
+         "for its exports"},
     {.name = "json",
      .exact = true,
      .kind = CLI_FLAG,
@@ -485,7 +486,7 @@ _Static_assert(ARRAY_SIZE(rows) + ARRAY_SIZE(later) <= CLI_ROWS_MAX,
                "the parser's tables hold every row");
 
 const struct cli arguments_cli = {
-    .synopsis = "[OPTION]... FILE\n--list [OPTION]...",
+    .synopsis = "[OPTION]... FILE\n--list [OPTION]... [URI]",
     .summary = "Serve a disk image to clients of the Network Block Device protocol, or list the "
                "exports of a server.",
     .rows = rows,
@@ -509,6 +510,8 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
     *ret = (struct arguments){.export_name = "", .shared = 1, .handshake_limit = NOT_GIVEN};
     err = cli_parse(&arguments_cli, ret, argc, argv, &first, ret_hint, error);
     set_defaults(ret);
+    if (err == 0 && ret->action == ACTION_LIST && argc == first + 1 && nbd_uri_is(argv[first]))
+        return list_uri_take(ret, argv[first], error);
     if (err == 0 && ret->action == ACTION_LIST && argc > first)
         return error_set(error, EINVAL, "List mode is incompatible with a file name");
     if (err < 0 || ret->action != ACTION_SERVE)
@@ -525,6 +528,7 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
 void arguments_release(struct arguments *arguments)
 {
     cli_release(&arguments_cli, arguments);
+    nbd_uri_fini(&arguments->uri);
 }
 
 /* Strings that go over the wire. */

@@ -4,6 +4,7 @@
 #define EVNBD_DAEMON_ARGUMENTS_H
 
 #include "daemon/cli.h"
+#include "nbd/uri.h"
 
 enum arguments_action {
     ACTION_SERVE,
@@ -22,10 +23,11 @@ enum tls_use { TLS_USE_DEFAULT, TLS_USE_OFF, TLS_USE_ON, TLS_USE_REQUIRE };
 enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 
 struct arguments {
-    int action;        /* enum arguments_action */
-    const char *image; /* path */
-    bool json;         /* of ACTION_LIST */
-    bool per_device;   /* an option was given that says what or how to serve */
+    int action;         /* enum arguments_action */
+    const char *image;  /* path */
+    bool json;          /* of ACTION_LIST */
+    struct nbd_uri uri; /* of ACTION_LIST; its strings are used below */
+    bool per_device;    /* an option was given that says what or how to serve */
 
     const char *port;   /* number or service name; NULL: the protocol's own */
     const char *bind;   /* host name or address; "": all; NULL: all of IPv4, or this machine */
@@ -43,6 +45,7 @@ struct arguments {
     int tls;                      /* enum tls_use; by default required if there are credentials */
     const char *tls_certificates; /* directory, or NULL */
     const char *tls_psk;          /* file, or NULL */
+    const char *tls_username;     /* of a client with pre-shared keys, or NULL */
     bool tls_verify_peer;
     const char *tls_creds; /* id of an object, or NULL; the same below */
     const char *tls_authz;

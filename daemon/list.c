@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/reactor.h"
 #include "daemon/objects.h"
+#include "daemon/tls.h"
 #include "nbd/inquiry.h"
 #include "nbd/wire.h"
 
@@ -20,6 +21,7 @@
 
 struct inquiry {
     struct nbd_address address;
+    const struct nbd_tls *tls; /* NULL: plain */
     int64_t limit_ns;
     struct nbd_remote remote;
     struct error *error;
@@ -40,7 +42,8 @@ static int inquire(void *arg)
 {
     struct inquiry *inquiry = arg;
 
-    return nbd_inquire(&inquiry->address, inquiry->limit_ns, &inquiry->remote, inquiry->error);
+    return nbd_inquire(&inquiry->address, inquiry->tls, inquiry->limit_ns, &inquiry->remote,
+                       inquiry->error);
 }
 
 static void print_text(FILE *out, const char *before, const struct nbd_text *text,
@@ -103,18 +106,6 @@ static void warn_about_problems(const struct nbd_remote *remote)
     }
 }
 
-static int refuse_tls(const struct arguments *a, const struct objects *objects, struct error *error)
-{
-    struct tls_credentials *credentials;
-    int err =
-        a->tls_creds ? objects_tls(objects, a->tls_creds, TLS_CLIENT, &credentials, error) : 0;
-
-    if (err < 0 || !a->tls_creds)
-        return err;
-    tls_credentials_unref(credentials);
-    return error_set(error, ENOTSUP, "a list over TLS is not supported yet");
-}
-
 int list_run(const struct arguments *arguments, FILE *out, struct error *error)
 {
     struct inquiry inquiry = {
@@ -125,15 +116,18 @@ int list_run(const struct arguments *arguments, FILE *out, struct error *error)
         .error = error,
     };
     struct objects *objects = NULL;
+    struct daemon_tls tls = {0};
     int err = reactor_init(error);
 
     if (err < 0)
         return err;
     err = objects_new(&arguments->objects, &objects, error);
     if (err == 0)
-        err = refuse_tls(arguments, objects, error);
+        err = daemon_tls_init(&tls, arguments, objects, error);
+    inquiry.tls = daemon_tls_table(&tls);
     if (err == 0)
         err = reactor_run_coroutine(inquire, &inquiry);
+    daemon_tls_fini(&tls);
     objects_free(objects);
     reactor_fini();
     if (err == -ENOMEM && !error->text[0])

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where the server's table of TLS functions meets tls/. */
+/* Where nbd/'s table of TLS functions meets tls/. */
 #include "daemon/tls.h"
 
 #include <errno.h>
@@ -10,12 +10,29 @@ static struct stream *start(void *arg, struct stream *inner)
 {
     struct daemon_tls *tls = arg;
 
-    return tls_stream_new(tls->credentials, NULL, inner);
+    return tls_stream_new(tls->credentials, tls->hostname, inner);
 }
 
 static int handshake(void *arg, struct stream *stream, unsigned *ret_wait, struct error *error)
 {
-    return tls_stream_handshake(stream, ret_wait, error);
+    const struct daemon_tls *tls = arg;
+    int err = tls_stream_handshake(stream, ret_wait, error);
+    struct error said;
+
+    /* The protocol has no words for it. */
+    if (err != -ECONNABORTED || tls_credentials_kind(tls->credentials) != TLS_PSK ||
+        tls_credentials_endpoint(tls->credentials) != TLS_CLIENT)
+        return err;
+    said = *error;
+    return error_set(error, ECONNABORTED,
+                     "%s; perhaps the server does not know the name of this client, or has another "
+                     "key for it",
+                     said.text);
+}
+
+static const char *alert(void *arg, const struct stream *stream)
+{
+    return tls_stream_alert(stream);
 }
 
 static void identify(void *arg, const struct stream *stream, struct nbd_identity *identity)
@@ -50,21 +67,52 @@ static const char *describe(void *arg, const struct stream *stream, char *out, s
 
 struct tls_credentials_config daemon_tls_config(const struct arguments *arguments)
 {
+    bool client = arguments->action == ACTION_LIST;
+
     return (struct tls_credentials_config){
         .kind = arguments->tls_psk ? TLS_PSK : TLS_X509,
-        .endpoint = TLS_SERVER,
+        .endpoint = client ? TLS_CLIENT : TLS_SERVER,
         .dir = arguments->tls_certificates,
         .psk_file = arguments->tls_psk,
-        .verify_peer = arguments->tls_verify_peer,
+        .verify_peer = client || arguments->tls_verify_peer,
         .sanity_check = true,
+        .username = arguments->tls_username,
     };
+}
+
+/* What a client knows of the name of a server, when it verifies its certificate. */
+static int set_hostname(struct daemon_tls *tls, const struct arguments *a,
+                        const struct objects *objects, struct error *error)
+{
+    const struct tls_credentials_config own = daemon_tls_config(a), *config = &own;
+    int err = a->tls_creds ? objects_tls_config(objects, a->tls_creds, &config, error) : 0;
+
+    if (err < 0 || config->kind != TLS_X509 || !config->verify_peer)
+        return err;
+    tls->hostname = a->tls_hostname ? a->tls_hostname : a->bind ? a->bind : "localhost";
+    if (a->socket && !a->tls_hostname)
+        return error_set(error, EINVAL,
+                         "No hostname for certificate validation: give --tls-hostname, the name "
+                         "that the certificate of the server behind '%s' is for",
+                         a->socket);
+    return 0;
+}
+
+static int take_credentials(struct daemon_tls *tls, const struct arguments *a,
+                            const struct objects *objects, struct error *error)
+{
+    const struct tls_credentials_config config = daemon_tls_config(a);
+
+    if (a->tls_creds)
+        return objects_tls(objects, a->tls_creds, config.endpoint, &tls->credentials, error);
+    return tls_credentials_new(&config, &tls->credentials, error);
 }
 
 int daemon_tls_init(struct daemon_tls *tls, const struct arguments *arguments,
                     const struct objects *objects, struct error *error)
 {
     const struct arguments *a = arguments;
-    const struct tls_credentials_config config = daemon_tls_config(a);
+    int err;
 
     tls->table = (struct nbd_tls){
         .required = a->tls != TLS_USE_ON,
@@ -72,15 +120,15 @@ int daemon_tls_init(struct daemon_tls *tls, const struct arguments *arguments,
         .start = start,
         .handshake = handshake,
         .describe = describe,
+        .alert = alert,
         .identify = identify,
     };
-    if (a->tls == TLS_USE_OFF)
+    if (a->tls == TLS_USE_OFF || (!a->tls_creds && !a->tls_certificates && !a->tls_psk))
         return 0;
-    if (a->tls_creds)
-        return objects_tls(objects, a->tls_creds, TLS_SERVER, &tls->credentials, error);
-    if (!a->tls_certificates && !a->tls_psk)
-        return 0;
-    return tls_credentials_new(&config, &tls->credentials, error);
+    err = take_credentials(tls, a, objects, error);
+    if (err == 0 && a->action == ACTION_LIST)
+        err = set_hostname(tls, a, objects, error);
+    return err;
 }
 
 void daemon_tls_fini(struct daemon_tls *tls)

@@ -147,12 +147,21 @@ static size_t take_export_answer(struct nbd_client *c, const uint8_t *data, size
     return whole;
 }
 
+/* What was negotiated before fixed newstyle cannot change over to TLS. */
+static bool check_age(struct nbd_client *c)
+{
+    if (c->tls)
+        nbd_client_fail(c, "the server does not support TLS: it speaks an older dialect of NBD");
+    return !c->tls;
+}
+
 static size_t take_oldstyle(struct nbd_client *c, const uint8_t *data, size_t length)
 {
     if (length < OLDSTYLE_BYTES)
         return 0;
     c->remote->protocol = NBD_PROTOCOL_OLDSTYLE;
-    take_only_export(c, get_be64(data + 16), (uint16_t)get_be32(data + 24));
+    if (check_age(c))
+        take_only_export(c, get_be64(data + 16), (uint16_t)get_be32(data + 24));
     return OLDSTYLE_BYTES;
 }
 
@@ -163,6 +172,8 @@ static size_t take_newstyle(struct nbd_client *c, const uint8_t *data, size_t le
     if (length < NEWSTYLE_BYTES)
         return 0;
     flags = get_be16(data + 16) & (NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+    if (!(flags & NBD_FLAG_FIXED_NEWSTYLE) && !check_age(c))
+        return 0;
     put_be32(c->output, flags);
     c->output_length = sizeof(flags);
     c->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
@@ -199,6 +210,13 @@ static size_t take_greeting(struct nbd_client *c, const uint8_t *data, size_t le
     return 0;
 }
 
+/* The client speaks first in TLS, so this is from somebody on the way, or meant to be outside. */
+static size_t refuse_early(struct nbd_client *c, size_t length)
+{
+    nbd_client_fail(c, "the server sent %zu bytes between its consent to TLS and TLS", length);
+    return 0;
+}
+
 void nbd_client_init(struct nbd_client *client, struct nbd_remote *remote)
 {
     *client = (struct nbd_client){.remote = remote, .state = NBD_CLIENT_GREETING};
@@ -218,6 +236,8 @@ size_t nbd_client_input(struct nbd_client *client, const void *data, size_t leng
         return take_export_answer(client, data, length);
     case NBD_CLIENT_OPTIONS:
         return take_reply(client, data, length);
+    case NBD_CLIENT_STARTTLS:
+        return refuse_early(client, length);
     default:
         return 0;
     }
@@ -229,7 +249,11 @@ static void fail_step(struct nbd_client *c)
     const char *option = nbd_option_name(c->step->option);
     char echo[ECHO_MAX];
 
-    if (c->step->per_export) {
+    if (nbd_client_is_fresh_in_tls(c)) {
+        nbd_client_fail(c,
+                        "the server closed the connection right after the TLS handshake; perhaps "
+                        "it does not accept the certificate or the name of this client");
+    } else if (c->step->per_export) {
         const struct nbd_text *name = &c->remote->exports[c->remote->next].name;
 
         nbd_client_fail(c, "the server closed the connection when asked for %s of export '%s'",
@@ -251,6 +275,9 @@ void nbd_client_hang_up(struct nbd_client *client)
         break;
     case NBD_CLIENT_OPTIONS:
         fail_step(client);
+        break;
+    case NBD_CLIENT_STARTTLS:
+        nbd_client_fail(client, "the server closed the connection in the TLS handshake");
         break;
     default:
         break;

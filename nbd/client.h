@@ -4,6 +4,9 @@
  * descriptor and no loop.  Servers of every age are understood: oldstyle and newstyle ones tell of
  * their default export, fixed newstyle ones list all.
  *
+ * With TLS wanted, nothing is asked before the server has agreed to it, and one that does not agree
+ * is left: nobody on the way can talk the client out of it.
+ *
  * The server is not trusted: every length and number is checked, what is kept is bounded, and
  * whatever comes, the session ends in DONE or FAILED or waits for more.  How long it waits is up to
  * the caller.
@@ -26,8 +29,9 @@ enum nbd_client_state {
     NBD_CLIENT_GREETING,
     NBD_CLIENT_EXPORT_NAME, /* a newstyle server that is not fixed was asked for its export */
     NBD_CLIENT_OPTIONS,     /* an option was sent */
-    NBD_CLIENT_DONE,        /* send what is in the output, then close */
-    NBD_CLIENT_FAILED,      /* the same; `reason` says why */
+    NBD_CLIENT_STARTTLS, /* the server's next byte belongs to TLS; nbd_client_secured() goes on */
+    NBD_CLIENT_DONE,     /* send what is in the output, then close */
+    NBD_CLIENT_FAILED,   /* the same; `reason` says why */
 };
 
 struct nbd_client_step;
@@ -35,6 +39,7 @@ struct nbd_client_step;
 struct nbd_client {
     struct nbd_remote *remote; /* filled; the caller's */
     enum nbd_client_state state;
+    bool tls;                           /* set by the caller after nbd_client_init(): ask in TLS */
     bool no_zeroes;                     /* negotiated */
     const struct nbd_client_step *step; /* the option that is being answered */
     unsigned replies;                   /* to it, so far */
@@ -59,6 +64,12 @@ void nbd_client_init(struct nbd_client *client, struct nbd_remote *remote);
  * output_length to 0, and offers the rest again.
  */
 size_t nbd_client_input(struct nbd_client *client, const void *data, size_t length);
+
+/*
+ * In STARTTLS, after the TLS handshake: what is sent and received from here on is inside of TLS.
+ * All that was told before is the greeting.
+ */
+void nbd_client_secured(struct nbd_client *client);
 
 /* The server has closed the connection. Does nothing when the session has ended. */
 void nbd_client_hang_up(struct nbd_client *client);

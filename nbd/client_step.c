@@ -2,10 +2,10 @@
 /*
  * What is asked of a server, and what its answers mean.
  *
- * Asking goes in this order: extended headers, else structured replies, then the list, then for
- * each export its information and metadata contexts, at last ABORT.  A refusal of the list ends the
- * session; a refusal about one export becomes the problem of that export; what is not what the
- * protocol says ends the session at once and nothing more is sent.
+ * Asking goes in this order: STARTTLS if that is wanted, extended headers, else structured replies,
+ * then the list, then for each export its information and metadata contexts, at last ABORT.  A
+ * refusal of the list ends the session; a refusal about one export becomes the problem of that
+ * export; what is not what the protocol says ends the session at once and nothing more is sent.
  */
 #include "nbd/client_step.h"
 
@@ -22,8 +22,8 @@
 #define ECHO_MAX 80
 #define PROBLEM_MAX 512
 
-static const struct nbd_client_step extended_step, structured_step, list_step, info_step,
-    contexts_step;
+static const struct nbd_client_step starttls_step, extended_step, structured_step, list_step,
+    info_step, contexts_step;
 
 void nbd_client_fail(struct nbd_client *c, const char *format, ...)
 {
@@ -123,7 +123,18 @@ static void ask(struct nbd_client *c, const struct nbd_client_step *step)
 
 void nbd_client_ask_first(struct nbd_client *c)
 {
-    ask(c, &extended_step);
+    ask(c, c->tls ? &starttls_step : &extended_step);
+}
+
+void nbd_client_secured(struct nbd_client *client)
+{
+    client->state = NBD_CLIENT_OPTIONS;
+    ask(client, &extended_step);
+}
+
+bool nbd_client_is_fresh_in_tls(const struct nbd_client *c)
+{
+    return c->tls && c->step == &extended_step;
 }
 
 static void put_name(struct byte_writer *w, const struct nbd_text *name)
@@ -194,6 +205,21 @@ static void ask_list(struct nbd_client *c)
 }
 
 /* ---- Answers ---- */
+
+static void starttls_agreed(struct nbd_client *c)
+{
+    c->state = NBD_CLIENT_STARTTLS;
+}
+
+static void starttls_refused(struct nbd_client *c, uint32_t type, const char *said)
+{
+    nbd_client_send_option(c, NBD_OPT_ABORT);
+    if (type == NBD_REP_ERR_UNSUP)
+        nbd_client_fail(c, "the server does not support TLS (ERR_UNSUP)%s", said);
+    else
+        nbd_client_fail(c, "the server refuses to use TLS (%s)%s", nbd_option_reply_name(type),
+                        said);
+}
 
 static void extended_agreed(struct nbd_client *c)
 {
@@ -401,6 +427,11 @@ static void contexts_refused(struct nbd_client *c, uint32_t type, const char *sa
     }
 }
 
+static const struct nbd_client_step starttls_step = {
+    .option = NBD_OPT_STARTTLS,
+    .acknowledged = starttls_agreed,
+    .refused = starttls_refused,
+};
 static const struct nbd_client_step extended_step = {
     .option = NBD_OPT_EXTENDED_HEADERS,
     .acknowledged = extended_agreed,

@@ -23,6 +23,8 @@ struct nbd_client_step {
 
 /* Asks the first option; the answers lead to the others. */
 void nbd_client_ask_first(struct nbd_client *c);
+/* Whether that is still to be answered, inside of TLS. */
+bool nbd_client_is_fresh_in_tls(const struct nbd_client *c);
 /* Appends an option without data to the output. */
 void nbd_client_send_option(struct nbd_client *c, uint32_t option);
 

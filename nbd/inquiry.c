@@ -11,7 +11,10 @@
 #include "base/reactor.h"
 #include "base/stream.h"
 #include "base/sys.h"
+#include "base/trace.h"
 #include "nbd/client.h"
+#include "nbd/client_step.h"
+#include "nbd/tls.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -23,6 +26,8 @@
 struct session {
     struct nbd_client client;
     struct stream *stream;
+    const struct nbd_tls *tls; /* NULL: plain */
+    bool secured;              /* the stream is inside of TLS */
     int64_t deadline_ns;
     size_t start, length; /* of what was received and not used */
     /* Never full of an incomplete message. */
@@ -56,6 +61,14 @@ static int send_output(struct session *s)
     return r;
 }
 
+/* Waits for more, unless it waits inside of the stream. */
+static int await_input(const struct session *s)
+{
+    if (!s->stream->ops->pending(s->stream))
+        return await(s, REACTOR_READ);
+    return nbd_time_left(s->deadline_ns) != 0 ? 0 : -ETIMEDOUT;
+}
+
 /* Receives at least one byte. 0, or negative errno; -ECONNRESET for the end of the stream. */
 static int receive(struct session *s)
 {
@@ -75,10 +88,38 @@ static int receive(struct session *s)
         }
         if (n != -EAGAIN)
             return n == 0 ? -ECONNRESET : (int)n;
-        r = await(s, REACTOR_READ);
+        r = await_input(s);
         if (r < 0)
             return r;
     }
+}
+
+/* The TLS handshake. 0: done, or failed and the client knows why; or negative errno. */
+static int secure(struct session *s)
+{
+    const struct nbd_tls *tls = s->tls;
+    struct stream *stream = tls->start(tls->arg, s->stream);
+    struct error error = {""};
+    unsigned events = 0;
+    char text[200];
+    int r;
+
+    if (!stream)
+        return -ENOMEM;
+    s->stream = stream;
+    while ((r = tls->handshake(tls->arg, stream, &events, &error)) == -EAGAIN) {
+        r = await(s, events);
+        if (r < 0)
+            return r;
+    }
+    if (r < 0) {
+        nbd_client_fail(&s->client, "no TLS: %s", error.text);
+        return 0;
+    }
+    TRACE(nbd_tls, "server: %s", tls->describe(tls->arg, stream, text, sizeof(text)));
+    s->secured = true;
+    nbd_client_secured(&s->client);
+    return 0;
 }
 
 static bool ended(const struct session *s)
@@ -100,6 +141,8 @@ static int talk(struct session *s)
             break;
         if (s->client.output_length > 0)
             r = send_output(s);
+        else if (used == 0 && s->client.state == NBD_CLIENT_STARTTLS)
+            r = secure(s);
         else if (used == 0)
             r = receive(s);
         if (r == 0 && nbd_time_left(s->deadline_ns) == 0)
@@ -122,10 +165,26 @@ static void leave(struct session *s)
     } while (receive(s) == 0 && nbd_time_left(s->deadline_ns) > 0);
 }
 
+/* Whether the server went away, without or with a word: inside of TLS it may have left both out. */
+static bool went_away(int r)
+{
+    return r == -ECONNRESET || r == -EPIPE || r == -ECONNABORTED;
+}
+
+/* What the server ended the TLS session with; it may have come before what could not be sent. */
+static const char *alert_of(struct session *s)
+{
+    if (!s->secured)
+        return NULL;
+    receive(s);
+    return s->tls->alert(s->tls->arg, s->stream);
+}
+
 /* 0 when all is told, 1 when another session may get further, or negative errno. */
 static int run_session(struct session *s, struct error *error)
 {
     int r = talk(s);
+    const char *alert;
 
     if (s->client.state == NBD_CLIENT_DONE) {
         leave(s);
@@ -138,16 +197,20 @@ static int run_session(struct session *s, struct error *error)
     }
     if (r == -ETIMEDOUT)
         return error_set(error, ETIMEDOUT, "the server did not tell everything in time");
-    if (r != -ECONNRESET && r != -EPIPE)
+    if (!went_away(r))
         return error_set_errno(error, -r, "the connection broke");
     if (s->client.examined > 0)
         return 1;
+    alert = alert_of(s);
+    if (alert)
+        return error_set(error, ECONNRESET, "the server ended the TLS session with the alert '%s'",
+                         alert);
     nbd_client_hang_up(&s->client);
     return error_set(error, ECONNRESET, "%s", s->client.reason.text);
 }
 
-static int connect_and_ask(const struct nbd_address *address, int64_t deadline_ns,
-                           struct nbd_remote *remote, struct error *error)
+static int connect_and_ask(const struct nbd_address *address, const struct nbd_tls *tls,
+                           int64_t deadline_ns, struct nbd_remote *remote, struct error *error)
 {
     char text[NBD_ADDRESS_TEXT_MAX];
     struct session *s = malloc(sizeof(*s));
@@ -157,7 +220,10 @@ static int connect_and_ask(const struct nbd_address *address, int64_t deadline_n
         return error_set(error, ENOMEM, "out of memory for a connection");
     s->deadline_ns = deadline_ns;
     s->start = s->length = 0;
+    s->tls = tls;
+    s->secured = false;
     nbd_client_init(&s->client, remote);
+    s->client.tls = tls;
     r = nbd_connect(address, deadline_ns, &s->stream, error);
     if (r == 0) {
         r = run_session(s, error);
@@ -170,14 +236,14 @@ static int connect_and_ask(const struct nbd_address *address, int64_t deadline_n
     return r;
 }
 
-int nbd_inquire(const struct nbd_address *address, int64_t limit_ns, struct nbd_remote *ret,
-                struct error *error)
+int nbd_inquire(const struct nbd_address *address, const struct nbd_tls *tls, int64_t limit_ns,
+                struct nbd_remote *ret, struct error *error)
 {
     int64_t deadline_ns = limit_ns ? sys->monotonic_ns() + limit_ns : INT64_MAX;
     int r;
 
     do {
-        r = connect_and_ask(address, deadline_ns, ret, error);
+        r = connect_and_ask(address, tls, deadline_ns, ret, error);
     } while (r > 0);
     return r;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * TLS as the server sees it: a table of functions, filled by the program, so that nbd/ knows no TLS
- * library and tests can put something else there.
+ * TLS as the server sees it, and the client that lists exports: a table of functions, filled by the
+ * program, so that nbd/ knows no TLS library and tests can put something else there.
  */
 #ifndef EVNBD_NBD_TLS_H
 #define EVNBD_NBD_TLS_H
@@ -23,7 +23,11 @@ struct nbd_tls {
     int (*handshake)(void *arg, struct stream *stream, unsigned *ret_wait, struct error *error);
     /* After the handshake: who it is, and how the session is protected, for the log. */
     const char *(*describe)(void *arg, const struct stream *stream, char *out, size_t out_size);
-    /* After the handshake: sets what it has proved; the strings live as long as the stream. */
+    /* For a client, after the stream has failed: the alert by which the peer ended the session, or
+     * NULL. */
+    const char *(*alert)(void *arg, const struct stream *stream);
+    /* For a server, after the handshake: sets what it has proved; the strings live as long as the
+     * stream. */
     void (*identify)(void *arg, const struct stream *stream, struct nbd_identity *identity);
 };
 

@@ -37,7 +37,8 @@ struct tls_credentials_config {
     bool verify_peer;
     const char *priority; /* a GnuTLS priority string instead of the built-in order; NULL: none */
     bool sanity_check;    /* X509: refuse certificates that peers would refuse (dates, usage, CA) */
-    const char *username; /* PSK client: its name; NULL: TLS_PSK_USERNAME */
+    /* PSK client: its name; NULL: the only one in psk_file, else TLS_PSK_USERNAME. */
+    const char *username;
     const struct secret *key_password; /* X509: of an encrypted private key; NULL: none */
 };
 

@@ -156,10 +156,19 @@ static int load_psk_server(struct tls_material *m, struct error *error)
     return 0;
 }
 
+/* A file of a client's own has one key, whose name need not be told. */
+static const char *psk_client_name(const struct tls_material *m,
+                                   const struct tls_credentials_config *config)
+{
+    if (config->username)
+        return config->username;
+    return config->psk_file && m->keys.count == 1 ? m->keys.keys[0].name : TLS_PSK_USERNAME;
+}
+
 static int load_psk_client(struct tls_material *m, const struct tls_credentials_config *config,
                            const struct tls_file *file, struct error *error)
 {
-    const char *name = config->username ? config->username : TLS_PSK_USERNAME;
+    const char *name = psk_client_name(m, config);
     const struct psk_key *key = psk_table_find(&m->keys, name, strlen(name));
     gnutls_psk_client_credentials_t psk;
     gnutls_datum_t datum;

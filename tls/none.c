@@ -49,6 +49,11 @@ const struct tls_identity *tls_stream_identity(const struct stream *stream)
     return &nobody;
 }
 
+const char *tls_stream_alert(const struct stream *stream)
+{
+    return NULL;
+}
+
 void tls_check(struct tls_check *check, const struct tls_credentials_config *config,
                const char *hostname)
 {

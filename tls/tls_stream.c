@@ -20,6 +20,7 @@
 #include "base/reactor.h"
 #include "tls/identity.h"
 #include "tls/material.h"
+#include "tls/verification.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -58,12 +59,14 @@ struct tls_stream {
     size_t header_left; /* of the record that GnuTLS reads: what it has not taken of the header, */
     size_t body_left;   /* ... and of the rest */
     size_t owed;
-    bool ended;       /* the inner stream has come to its end */
-    bool established; /* GnuTLS has finished the handshake */
-    bool known;       /* `peer` is filled */
-    int recv_error;   /* what ended the receiving side; 0: nothing has */
-    int inner_error;  /* what the inner stream failed with */
-    char *hostname;   /* or NULL */
+    bool ended;        /* the inner stream has come to its end */
+    bool established;  /* GnuTLS has finished the handshake */
+    bool known;        /* `peer` is filled */
+    int recv_error;    /* what ended the receiving side; 0: nothing has */
+    int inner_error;   /* what the inner stream failed with */
+    char *hostname;    /* or NULL */
+    const char *alert; /* by which the peer has ended the session; NULL: none has */
+    struct tls_verification verification;
     struct tls_peer peer;
 };
 
@@ -345,6 +348,8 @@ static ssize_t receive(struct tls_stream *ts, void *data, size_t length)
     }
     if (r >= 0 || r == GNUTLS_E_AGAIN || r == GNUTLS_E_INTERRUPTED)
         return r >= 0 ? r : -EAGAIN;
+    if (r == GNUTLS_E_FATAL_ALERT_RECEIVED)
+        ts->alert = gnutls_alert_get_name(gnutls_alert_get(ts->session));
     /* Also what is not fatal to GnuTLS, as a new handshake, which nobody needs here. */
     gnutls_alert_send_appropriate(ts->session, (int)r);
     flush(ts, false);
@@ -384,26 +389,13 @@ static bool tls_pending(struct stream *stream)
 
 /* ---- Handshake ---- */
 
-static int refused_certificate(struct tls_stream *ts, struct error *error)
-{
-    unsigned status = gnutls_session_get_verify_cert_status(ts->session);
-    gnutls_datum_t text = {0};
-    int err;
-
-    gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &text, 0);
-    err = error_set(error, EACCES, "the peer's certificate is not accepted: %s",
-                    text.data ? (const char *)text.data : "it cannot be verified");
-    gnutls_free(text.data);
-    return err;
-}
-
 static int handshake_failed(struct tls_stream *ts, int r, struct error *error)
 {
     gnutls_alert_send_appropriate(ts->session, r);
     flush(ts, false);
     switch (r) {
     case GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR:
-        return refused_certificate(ts, error);
+        return tls_verification_failed(&ts->verification, ts->session, error);
     case GNUTLS_E_NO_CERTIFICATE_FOUND:
     case GNUTLS_E_CERTIFICATE_REQUIRED:
         return error_set(error, EACCES, "the peer has shown no certificate, and one is needed");
@@ -455,6 +447,11 @@ const struct tls_identity *tls_stream_identity(const struct stream *stream)
     return &container_of(stream, struct tls_stream, stream)->peer.identity;
 }
 
+const char *tls_stream_alert(const struct stream *stream)
+{
+    return container_of(stream, struct tls_stream, stream)->alert;
+}
+
 /* ---- Life ---- */
 
 static int tls_shutdown(struct stream *stream)
@@ -497,26 +494,6 @@ static const struct stream_ops tls_ops = {
     .close = tls_close,
 };
 
-/* Verification is part of the handshake, so that nobody is let in before it. */
-static bool set_verification(struct tls_stream *ts, const struct tls_credentials_config *config)
-{
-    static gnutls_typed_vdata_st client_purpose = {
-        GNUTLS_DT_KEY_PURPOSE_OID, (uint8_t *)(uintptr_t)GNUTLS_KP_TLS_WWW_CLIENT, 0};
-    bool server = config->endpoint == TLS_SERVER;
-
-    if (server)
-        gnutls_certificate_server_set_request(
-            ts->session, config->verify_peer ? GNUTLS_CERT_REQUIRE : GNUTLS_CERT_IGNORE);
-    else if (ts->hostname && gnutls_server_name_set(ts->session, GNUTLS_NAME_DNS, ts->hostname,
-                                                    strlen(ts->hostname)) < 0)
-        return false;
-    if (config->verify_peer && server)
-        gnutls_session_set_verify_cert2(ts->session, &client_purpose, 1, 0);
-    else if (config->verify_peer)
-        gnutls_session_set_verify_cert(ts->session, ts->hostname, 0);
-    return true;
-}
-
 static bool begin_session(struct tls_stream *ts)
 {
     const struct tls_credentials_config *config = tls_credentials_config(ts->credentials);
@@ -537,7 +514,8 @@ static bool begin_session(struct tls_stream *ts)
     gnutls_transport_set_push_function(ts->session, push);
     gnutls_transport_set_pull_function(ts->session, pull);
     gnutls_transport_set_pull_timeout_function(ts->session, pull_timeout);
-    return config->kind != TLS_X509 || set_verification(ts, config);
+    return config->kind != TLS_X509 ||
+           tls_verification_init(&ts->verification, ts->session, config, ts->hostname);
 }
 
 struct stream *tls_stream_new(struct tls_credentials *credentials, const char *hostname,

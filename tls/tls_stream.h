@@ -52,4 +52,7 @@ int tls_stream_handshake(struct stream *stream, unsigned *ret_wait, struct error
 /* After the handshake; valid while the stream lives. */
 const struct tls_identity *tls_stream_identity(const struct stream *stream);
 
+/* The fatal alert by which the peer has ended the session after the handshake; NULL: none has. */
+const char *tls_stream_alert(const struct stream *stream);
+
 #endif

@@ -14,6 +14,8 @@ struct fake_stream {
     struct fake_tls *tls;
     struct stream *inner;
     size_t heard, said; /* of the handshake */
+    uint8_t held[4096]; /* received and not given to the caller */
+    size_t held_length;
 };
 
 static struct fake_stream *fake_of(struct stream *stream)
@@ -29,12 +31,42 @@ void fake_tls_invert(void *data, size_t length)
         at[i] = (uint8_t)~at[i];
 }
 
+static ssize_t take_held(struct fake_stream *f, const struct iovec *iov)
+{
+    size_t n = f->held_length;
+
+    if (iov->iov_len < n)
+        return -EIO;
+    memcpy(iov->iov_base, f->held, n);
+    fake_tls_invert(iov->iov_base, n);
+    f->held_length = 0;
+    return (ssize_t)n;
+}
+
+/* As TLS does it with a record for itself. */
+static ssize_t hold(struct fake_stream *f)
+{
+    struct iovec iov = {f->held, sizeof(f->held)};
+    ssize_t n = f->inner->ops->recv(f->inner, &iov, 1);
+
+    if (n <= 0)
+        return n;
+    f->tls->holds--;
+    f->held_length = (size_t)n;
+    return -EAGAIN;
+}
+
 static ssize_t fake_recv(struct stream *stream, const struct iovec *iov, int iovcnt)
 {
     struct fake_stream *f = fake_of(stream);
-    ssize_t n = f->inner->ops->recv(f->inner, iov, 1);
+    ssize_t n;
 
     (void)iovcnt;
+    if (f->held_length > 0)
+        return take_held(f, iov);
+    if (f->tls->holds > 0)
+        return hold(f);
+    n = f->inner->ops->recv(f->inner, iov, 1);
     if (n == 0 && f->tls->truncated)
         return -ECONNABORTED;
     if (n > 0)
@@ -55,8 +87,7 @@ static ssize_t fake_send(struct stream *stream, const struct iovec *iov, int iov
 
 static bool fake_pending(struct stream *stream)
 {
-    (void)stream;
-    return false;
+    return fake_of(stream)->held_length > 0;
 }
 
 static int fake_shutdown(struct stream *stream)
@@ -109,10 +140,12 @@ static void count_step(struct fake_tls *tls)
         tls->turn_most = tls->turn_steps;
 }
 
-/* The hello, byte by byte. */
+/* What the other side begins with, byte by byte. */
 static int hear(struct fake_stream *f, unsigned *ret_wait, struct error *error)
 {
-    while (f->heard < strlen(FAKE_HELLO)) {
+    const char *wanted = f->tls->client ? FAKE_WELCOME : FAKE_HELLO;
+
+    while (f->heard < strlen(wanted)) {
         char c;
         struct iovec iov = {&c, 1};
         ssize_t n = f->inner->ops->recv(f->inner, &iov, 1);
@@ -120,10 +153,22 @@ static int hear(struct fake_stream *f, unsigned *ret_wait, struct error *error)
         *ret_wait = REACTOR_READ;
         if (n == -EAGAIN)
             return -EAGAIN;
-        if (n != 1 || c != FAKE_HELLO[f->heard])
-            return error_set(error, EPROTO, "this is no hello");
+        if (n != 1 || c != wanted[f->heard])
+            return error_set(error, EPROTO, "this is no %s", wanted);
         f->heard++;
     }
+    return 0;
+}
+
+static int say(struct fake_stream *f, const char *text, struct error *error)
+{
+    struct iovec iov = {(char *)(uintptr_t)text, strlen(text)};
+
+    if (f->said == iov.iov_len)
+        return 0;
+    if (f->inner->ops->send(f->inner, &iov, 1, false) != (ssize_t)iov.iov_len)
+        return error_set(error, EIO, "cannot send");
+    f->said = iov.iov_len;
     return 0;
 }
 
@@ -131,11 +176,12 @@ static int handshake(void *arg, struct stream *stream, unsigned *ret_wait, struc
 {
     struct fake_tls *tls = arg;
     struct fake_stream *f = fake_of(stream);
-    struct iovec iov = {(char *)(uintptr_t)FAKE_WELCOME, strlen(FAKE_WELCOME)};
     int r;
 
     count_step(tls);
-    r = hear(f, ret_wait, error);
+    r = tls->client ? say(f, FAKE_HELLO, error) : 0;
+    if (r == 0)
+        r = hear(f, ret_wait, error);
     if (r < 0)
         return r;
     if (tls->refuse)
@@ -145,9 +191,7 @@ static int handshake(void *arg, struct stream *stream, unsigned *ret_wait, struc
         *ret_wait = REACTOR_WRITE;
         return -EAGAIN;
     }
-    return f->inner->ops->send(f->inner, &iov, 1, false) == (ssize_t)iov.iov_len
-               ? 0
-               : error_set(error, EIO, "cannot send");
+    return tls->client ? 0 : say(f, FAKE_WELCOME, error);
 }
 
 static const char *describe(void *arg, const struct stream *stream, char *out, size_t out_size)
@@ -156,6 +200,14 @@ static const char *describe(void *arg, const struct stream *stream, char *out, s
     (void)stream;
     snprintf(out, out_size, "inverted");
     return out;
+}
+
+static const char *alert(void *arg, const struct stream *stream)
+{
+    const struct fake_tls *tls = arg;
+
+    (void)stream;
+    return tls->alert;
 }
 
 static void identify(void *arg, const struct stream *stream, struct nbd_identity *identity)
@@ -173,6 +225,7 @@ void fake_tls_init(struct fake_tls *tls, bool required)
                                        .start = start,
                                        .handshake = handshake,
                                        .describe = describe,
+                                       .alert = alert,
                                        .identify = identify}};
     tls->table.arg = tls;
 }

@@ -18,9 +18,12 @@
 
 struct fake_tls {
     struct nbd_tls table;
+    bool client;        /* this is the client's side */
+    const char *alert;  /* by which every session ended; NULL: by none */
     const char *name;   /* of every client; NULL: nobody has one */
     bool no_memory;     /* start() fails */
     bool refuse;        /* the handshake fails when it is complete */
+    unsigned holds;     /* times that what was received stays in a stream until it is asked again */
     bool truncated;     /* an end is one that somebody else may have made */
     unsigned writes;    /* times that a handshake wants to be called when it can write */
     unsigned steps;     /* calls of handshake() */

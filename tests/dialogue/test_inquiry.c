@@ -11,6 +11,7 @@
 #include "base/stream.h"
 #include "base/sys.h"
 #include "tests/dialogue/answers.h"
+#include "tests/dialogue/fake_tls.h"
 #include "tests/dialogue/rig.h"
 #include "tests/support/fault.h"
 #include "tests/support/sim_clock.h"
@@ -33,6 +34,7 @@
 
 struct inquiry {
     struct nbd_address address;
+    const struct nbd_tls *tls;
     int64_t limit_ns;
     struct nbd_remote remote;
     struct error error;
@@ -43,7 +45,7 @@ static int inquire(void *arg)
     struct inquiry *q = arg;
 
     q->error.text[0] = '\0';
-    return nbd_inquire(&q->address, q->limit_ns, &q->remote, &q->error);
+    return nbd_inquire(&q->address, q->tls, q->limit_ns, &q->remote, &q->error);
 }
 
 static void assert_said(const struct inquiry *q, const char *part)
@@ -315,6 +317,9 @@ static void test_full_backlog(void **state)
     place_remove(&place);
 }
 
+#define AGREED "greeting 3; ack 5;"
+#define AGREED_BYTES (18 + NBD_OPTION_REPLY_HEADER_BYTES)
+
 /* A server that says a script, `step` bytes at a time with a pause, whatever it is asked. */
 struct scripted {
     struct inquiry *q;
@@ -395,14 +400,18 @@ static void test_dripping_server(void **state)
     place_remove(&place);
 }
 
-static void run_scripted(const char *script, bool closes, int wanted, const char *said)
+/* `tls` (NULL: plain): then the script comes in two pieces, of which the first ends with an ACK. */
+static void run_scripted_in(const struct fake_tls *tls, const char *script, bool closes, int wanted,
+                            const char *said)
 {
     struct place place = place_make();
-    struct inquiry q = {.address = {.socket = place.path}, .limit_ns = 60 * SECOND};
+    struct inquiry q = {.address = {.socket = place.path},
+                        .tls = tls ? &tls->table : NULL,
+                        .limit_ns = 60 * SECOND};
     struct scripted s = {.q = &q,
                          .fd = listen_at(place.path, 5),
-                         .step = SIZE_MAX / 2,
-                         .pause_ns = 1,
+                         .step = tls ? AGREED_BYTES : SIZE_MAX / 2,
+                         .pause_ns = SECOND / 100,
                          .closes = closes};
 
     answers_script(&s.script, script);
@@ -422,6 +431,11 @@ static void run_scripted(const char *script, bool closes, int wanted, const char
     place_remove(&place);
 }
 
+static void run_scripted(const char *script, bool closes, int wanted, const char *said)
+{
+    run_scripted_in(NULL, script, closes, wanted, said);
+}
+
 #define LISTED "greeting 3; error 11 1; error 8 1; server a; ack 3;"
 
 static void test_scripted_servers(void **state)
@@ -437,6 +451,74 @@ static void test_scripted_servers(void **state)
     run_scripted("bytes HTTP/1.1", true, -EPROTO, "this is no NBD server");
     run_scripted(LISTED "error 3 2", true, -EPROTO, "option 3 (LIST), but was asked INFO");
     run_scripted("greeting 3; error 11 5; error 8 5; error 3 5", false, -EPROTO, "wants TLS first");
+}
+
+/* ---- TLS, or what is in its place ---- */
+
+static void test_tls(void **state)
+{
+    struct fake_tls server_tls, client_tls;
+    const struct rig_options options = {.size = 1 << 20, .tls = &server_tls.table};
+    struct place place = place_make();
+    struct inquiry q = {.address = {.socket = place.path}, .tls = &client_tls.table};
+    struct rig rig;
+
+    fake_tls_init(&server_tls, true);
+    fake_tls_init(&client_tls, false);
+    client_tls.client = true;
+    rig_init(&rig, &options);
+    reactor_run_coroutine(add_exports, &rig);
+    assert_int_equal(nbd_server_listen_unix(rig.server, place.path, 5, NULL), 0);
+    assert_int_equal(reactor_run_coroutine(inquire, &q), 0);
+    assert_int_equal(q.remote.export_count, MANY + 1);
+    for (unsigned i = 0; i <= MANY; i++)
+        assert_true(q.remote.exports[i].examined);
+    nbd_remote_fini(&q.remote);
+    assert_true(client_tls.steps > 2); /* each connection begins anew */
+    client_tls.holds = 5;
+    assert_int_equal(reactor_run_coroutine(inquire, &q), 0);
+    assert_int_equal(client_tls.holds, 0);
+    nbd_remote_fini(&q.remote);
+    client_tls.refuse = true;
+    assert_int_equal(reactor_run_coroutine(inquire, &q), -EPROTO);
+    assert_said(&q, "no TLS: nobody is welcome");
+    client_tls.no_memory = true;
+    assert_int_equal(reactor_run_coroutine(inquire, &q), -ENOMEM);
+    q.tls = NULL;
+    assert_int_equal(reactor_run_coroutine(inquire, &q), -EPROTO);
+    assert_said(&q, "wants TLS first");
+    rig_await_no_clients(&rig);
+    reactor_run_coroutine(remove_exports, &rig);
+    rig_fini(&rig);
+    assert_int_equal(client_tls.alive + server_tls.alive, 0);
+    place_remove(&place);
+}
+
+static void test_scripted_servers_with_tls(void **state)
+{
+    struct fake_tls tls;
+
+    fake_tls_init(&tls, false);
+    tls.client = true;
+    run_scripted_in(&tls, "oldstyle 5 1", true, -EPROTO, "an older dialect");
+    run_scripted_in(&tls, "greeting 0", true, -EPROTO, "an older dialect");
+    run_scripted_in(&tls, "greeting 3; error 5 1", true, -EPROTO,
+                    "does not support TLS (ERR_UNSUP)");
+    run_scripted_in(&tls, "greeting 3", true, -ECONNRESET, "when asked for STARTTLS");
+    run_scripted_in(&tls, AGREED "bytes welcomf", true, -EPROTO, "no TLS: this is no welcome");
+    run_scripted_in(&tls, AGREED "bytes w", true, -EPROTO, "no TLS: this is no welcome");
+    run_scripted_in(&tls, AGREED "bytes w", false, -ETIMEDOUT, "did not tell everything in time");
+    assert_int_equal(tls.alive, 0);
+    run_scripted_in(&tls, AGREED "bytes welcome", true, -ECONNRESET,
+                    "right after the TLS handshake");
+    tls.truncated = true;
+    run_scripted_in(&tls, AGREED "bytes welcome", true, -ECONNRESET,
+                    "right after the TLS handshake");
+    tls.alert = "Go away";
+    run_scripted_in(&tls, AGREED "bytes welcome", true, -ECONNRESET, "with the alert 'Go away'");
+    /* What is said in the clear is no answer to what was asked inside. */
+    run_scripted_in(&tls, AGREED "bytes welcome; error 11 1", true, -EPROTO, "wrong magic number");
+    assert_int_equal(tls.alive, 0);
 }
 
 /* ---- Faults of the network ---- */
@@ -522,6 +604,8 @@ int main(void)
         cmocka_unit_test(test_full_backlog),
         cmocka_unit_test(test_dripping_server),
         cmocka_unit_test(test_scripted_servers),
+        cmocka_unit_test(test_tls),
+        cmocka_unit_test(test_scripted_servers_with_tls),
         cmocka_unit_test(test_faults),
         cmocka_unit_test(test_short_transfers),
     };

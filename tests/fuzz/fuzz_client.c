@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Fuzz target: the client that lists exports; the input is what the server says.  Its first two
- * bytes choose whether the list is known from an earlier session, and where the rest is cut.
- * Besides not crashing: the client says and learns the same however the bytes arrive, what it says
- * can be read by an independent reader, and what is printed of it is text, and JSON.
+ * bytes choose whether the list is known from an earlier session, whether it is asked for in TLS
+ * (what follows the server's consent is said inside then), and where the rest is cut. Besides not
+ * crashing: the client says and learns the same however the bytes arrive, what it says can be read
+ * by an independent reader, and what is printed of it is text, and JSON.
  */
 #include "nbd/client.h"
 
@@ -18,7 +19,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { RESUMED = 1 };
+enum { RESUMED = 1, TLS = 2 };
 
 struct talk {
     struct nbd_remote remote;
@@ -54,6 +55,8 @@ static void offer(struct talk *t, const uint8_t *data, size_t end)
         free(copy);
         require(n <= left);
         t->used += n;
+        if (t->client.state == NBD_CLIENT_STARTTLS)
+            nbd_client_secured(&t->client);
         message_bytes(&t->said, t->client.output, t->client.output_length);
         t->client.output_length = 0;
     } while (n > 0);
@@ -70,6 +73,7 @@ static void talk(struct talk *t, unsigned mode, const uint8_t *data, size_t size
         t->remote.next = 1;
     }
     nbd_client_init(&t->client, &t->remote);
+    t->client.tls = mode & TLS;
     offer(t, data, cut);
     offer(t, data, size);
     if (!ended(t)) {

@@ -118,6 +118,9 @@ SERVERS = {
                 CONTEXTS,
     "resumed": GREETING + reply(EXTENDED, 1) + EXPORT + reply(INFO, 1) + CONTEXTS,
     "refused": GREETING + reply(EXTENDED, ERR + 5) + reply(STRUCTURED, ERR + 5) + reply(LIST, ERR + 5, b"TLS"),
+    "tls": GREETING + reply(STARTTLS, 1) + reply(EXTENDED, 1) + server(b"a") + reply(LIST, 1) + EXPORT +
+           reply(INFO, 1) + CONTEXTS,
+    "no-tls": GREETING + reply(STARTTLS, ERR + 1, b"no"),
 }
 
 OPTIONS = {
@@ -222,10 +225,10 @@ def handshake_inputs():
 
 
 def client_inputs():
-    """The target's two leading bytes: whether the list is known, and where the input is cut."""
+    """The target's two leading bytes: whether the list is known and TLS wanted, and where the input is cut."""
     for name, dialogue in SERVERS.items():
-        for known in range(2):
-            yield f"{name}-{known}", bytes([known, 30 + 40 * known]) + dialogue
+        for mode in range(4):
+            yield f"{name}-{mode}", bytes([mode, 30 + 40 * mode]) + dialogue
 
 
 def request_inputs():
