@@ -79,6 +79,18 @@ void nbd_connection_cut(struct nbd_connection *c, const char *format, ...)
     co_queue_wake_all(&c->output_room);
 }
 
+void nbd_connection_broken(struct nbd_connection *c, const char *doing, int err)
+{
+    bool gone = err == -EPIPE || err == -ECONNRESET;
+
+    if (gone && c->handshake)
+        nbd_connection_cut(c, "the client closed the connection");
+    else if (gone)
+        nbd_connection_cut(c, "the client closed the connection without a goodbye");
+    else
+        nbd_connection_cut(c, "cannot %s the client: %s", doing, strerror(-err));
+}
+
 /* ---- Sending ---- */
 
 static void on_stall(struct reactor_timer *timer)
@@ -105,7 +117,7 @@ void nbd_connection_flush(struct nbd_connection *c)
         nbd_connection_cut(c, "export '%s' has become shorter than it was",
                            c->nbd_export ? c->nbd_export->name : "");
     else if (r < 0)
-        nbd_connection_cut(c, "cannot send to the client: %s", strerror(-r));
+        nbd_connection_broken(c, "send to", r);
     else if (!c->out.blocked)
         reactor_timer_stop(&c->stall);
     else if (c->out.sent != sent || c->stall.heap_index == 0)
@@ -343,6 +355,14 @@ static void close_stream(struct nbd_connection *c)
     nbd_sendq_fini(&c->out);
 }
 
+/* What a client wanted that has left in the handshake, in order. */
+static const char *asked_for(const struct nbd_handshake *hs)
+{
+    if (hs->asked_list)
+        return "asked for the list of exports";
+    return hs->asked_info ? "asked about an export" : "asked for nothing";
+}
+
 static void log_end(const struct nbd_connection *c)
 {
     char in[16], out[16];
@@ -360,7 +380,8 @@ static void log_end(const struct nbd_connection *c)
         log_limited(&c->owner->log_refused, "client %s: closed in the handshake: %s", c->peer,
                     reason);
     else
-        log_debug("client %s: left in the handshake", c->peer);
+        log_limited(&c->owner->log_left, "client %s: %s and left%s%s", c->peer,
+                    asked_for(c->handshake), c->tls_text[0] ? ", " : "", c->tls_text);
 }
 
 static void finish(struct nbd_connection *c)

@@ -147,6 +147,8 @@ __attribute__((format(printf, 2, 3))) void nbd_connection_cut(struct nbd_connect
 /* Stops reading: what is in flight is finished and answered, then the connection closes. */
 __attribute__((format(printf, 2, 3))) void nbd_connection_end_input(struct nbd_connection *c,
                                                                     const char *format, ...);
+/* Cuts, for what `doing` ("send to", "receive from") has failed with, a negative errno. */
+void nbd_connection_broken(struct nbd_connection *c, const char *doing, int err);
 /* Sends what is queued, as far as the stream takes it. */
 void nbd_connection_flush(struct nbd_connection *c);
 /* To be called after something was queued: sends a full batch now, else when the turn ends. */

@@ -339,6 +339,7 @@ static void handle_list(struct nbd_handshake *hs, struct nbd_option_message *opt
         return;
     }
     hs->listing = true;
+    hs->asked_list = true;
     hs->listed = 0;
     continue_list(hs);
 }
@@ -414,6 +415,7 @@ static void handle_go(struct nbd_handshake *hs, struct nbd_option_message *optio
     }
     reply_infos(hs, option->number, found, take_info_requests(data, count));
     nbd_option_ack(hs, option->number);
+    hs->asked_info = true;
     if (option->number == NBD_OPT_GO) {
         hs->chosen = found;
         hs->state = NBD_HANDSHAKE_DONE;

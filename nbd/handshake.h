@@ -54,6 +54,8 @@ struct nbd_handshake {
     unsigned options;           /* handled so far */
     bool listing;               /* a LIST is not answered to its end: call again */
     unsigned listed;            /* ... exports that it has got so far */
+    bool asked_list;            /* LIST was answered, for the log */
+    bool asked_info;            /* ... or INFO */
     struct nbd_session session; /* negotiated so far; DONE: copied by who transmits */
     struct nbd_export *chosen;  /* DONE: what the client asked for */
     struct nbd_output output;

@@ -158,7 +158,7 @@ static bool receive_once(struct nbd_connection *c, uint8_t *scratch)
         return false;
     }
     if (n < 0) {
-        nbd_connection_cut(c, "cannot receive from the client: %s", strerror((int)-n));
+        nbd_connection_broken(c, "receive from", (int)n);
         return false;
     }
     if (n == 0) {

@@ -4,10 +4,12 @@
 import os
 import re
 import resource
+import signal
+import socket
 
-from evnbd_test import MIB, cases, check, content, equal, main, qemu_img, wait_for
-from nbd_raw import (CMD_READ, CMD_TRIM, CMD_WRITE, EINVAL, ENOSPC, EPERM, OPT_EXPORT_NAME, OPT_GO, OPT_INFO,
-                     Closed, go_data)
+from evnbd_test import EVNBD, MIB, cases, check, content, equal, main, need, qemu_img, run, wait_for
+from nbd_raw import (CMD_READ, CMD_TRIM, CMD_WRITE, EINVAL, ENOSPC, EPERM, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_INFO,
+                     OPT_LIST, Closed, go_data)
 
 DATA = content(1, MIB)
 ME = f"pid {os.getpid()} uid {os.getuid()}"
@@ -122,6 +124,50 @@ def test_failures_of_one_kind_do_not_hide_others(t):
     told(server, r"more messages? about requests that were refused within a second$")
     told(server, r"left export '' after 300 requests, 300 failed, ")
     check(len(re.findall("READ of 512", server.log)) < 150, server.log)
+
+
+@cases("list", "info", "nothing")
+def test_clients_that_only_ask(t, asked):
+    server = serve(t)
+    with haggler(server) as client:
+        if asked == "list":
+            client.option(OPT_LIST)
+        if asked != "nothing":
+            client.option(OPT_INFO, go_data(b""))
+        client.option(OPT_ABORT)
+    says = {"list": "for the list of exports", "info": "about an export", "nothing": "for nothing"}[asked]
+    told(server, f"client {ME} #1: asked {says} and left$")
+
+
+def test_other_peoples_list(t):
+    need("qemu-nbd")
+    server = serve(t)
+    run("qemu-nbd", "--list", "-k", server.unix)
+    run(EVNBD, "--list", "-k", server.unix)
+    told(server, "asked for the list of exports and left$", lines=2)
+
+
+def test_clients_that_connect_and_close(t):
+    """Before the greeting could be sent, and with it unread: both are no failure of the server."""
+    server = serve(t, "-e", "0")
+    os.kill(server.pid, signal.SIGSTOP)
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX) as early:
+            early.connect(server.unix)
+    os.kill(server.pid, signal.SIGCONT)
+    told(server, "closed in the handshake: the client closed the connection$", lines=3)
+    with server.client(connect=False) as unread:
+        wait_for(lambda: unread.sock.recv(1, socket.MSG_PEEK), "the greeting")
+    told(server, "#4: closed in the handshake: the client closed the connection$")
+    check("cannot" not in server.log, server.log)
+
+
+def test_clients_that_break_off(t):
+    server = serve(t)
+    with server.client() as client:
+        client.start(CMD_READ, 0, MIB)
+    told(server, r"left export '' after \d+ requests?, .*: the client closed the connection(| without a goodbye)$")
+    check("cannot" not in server.log, server.log)
 
 
 def test_the_end_is_told(t):
