@@ -91,6 +91,31 @@ def test_writing_by_libnbd(t):
     same_bytes(read_file(t.path("empty")), DATA, "what nbdcopy has written")
 
 
+@cases("certificates", "keys")
+def test_nbdkit_as_a_client(t, kind):
+    """Its plugin nbd serves what it gets from us."""
+    need("nbdkit", "nbdcopy")
+    if kind == "keys":
+        keys = psk_file(t, alice=KEY)
+        ours, theirs = [f"--tls-psk={keys}"], ["tls-username=alice", f"tls-psk={keys}"]
+        bad = ["tls-username=alice", f"tls-psk={psk_file(t, alice=KEY[::-1])}"]
+    else:
+        pki = Pki(t)
+        ours = [f"--tls-certificates={pki.folder()}", "--tls-verify-peer"]
+        theirs, bad = [f"tls-certificates={pki.folder('client')}"], [f"tls-certificates={pki.dir}"]
+    server = t.serve(disk(t), "-v", "-f", "raw", "-e", "0", *ours)
+    nbdkit = ["nbdkit", "-U", "-", "nbd", f"socket={server.unix}", "tls=require"]
+    out = t.path("copy")
+    run(*nbdkit, *theirs, "--run", f'nbdcopy "$uri" {out}')
+    same_bytes(read_file(out), DATA, "what came through nbdkit")
+    wait_for(lambda: "as 'alice'" in server.log or "as 'CN=test client'" in server.log, "the client's name")
+    run(*nbdkit, *theirs, "--run", f'nbdcopy {t.file("new", content(9, SIZE))} "$uri"')
+    same_bytes(read_file(t.path("disk")), content(9, SIZE), "what was written through nbdkit")
+    for options in (["tls=require", *bad], ["tls=off"]):
+        done = run("nbdkit", "-U", "-", "nbd", f"socket={server.unix}", *options, "--run", 'nbdinfo "$uri"', status=None)
+        check(done.returncode != 0 and "export-size" not in done.stdout, f"{options}: {done.stdout} {done.stderr}")
+
+
 def test_many_requests_in_flight(t):
     """Replies that do not fit the socket, requests that go on meanwhile: all of it right."""
     pki = Pki(t)
