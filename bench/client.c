@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The blocking half of the bench programs: whatever happens before the first request, where speed
- * does not matter.  Every failure ends the program, since a benchmark with a hole in it is void.
+ * Addresses and blocking I/O, where speed does not matter.  Every failure ends the program, since a
+ * benchmark with a hole in it is void.
  */
 #include "bench/client.h"
 
@@ -136,63 +136,4 @@ void recv_all(int fd, void *data, size_t length)
         p += n;
         length -= (size_t)n;
     }
-}
-
-static void send_go(int fd, const char *export_name)
-{
-    size_t name_length = strlen(export_name);
-    if (name_length > NBD_STRING_MAX)
-        die("the export name is longer than %d bytes", NBD_STRING_MAX);
-    uint8_t message[4 + NBD_OPTION_HEADER_BYTES + 4 + NBD_STRING_MAX + 2];
-    put_be32(message, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
-    put_be64(message + 4, NBD_OPTION_MAGIC);
-    put_be32(message + 12, NBD_OPT_GO);
-    put_be32(message + 16, (uint32_t)(4 + name_length + 2));
-    put_be32(message + 20, (uint32_t)name_length);
-    memcpy(message + 24, export_name, name_length);
-    put_be16(message + 24 + name_length, 0);
-    send_all(fd, message, 24 + name_length + 2);
-}
-
-static void read_go_replies(int fd, const char *export_name, struct export_info *ret_info)
-{
-    uint8_t header[NBD_OPTION_REPLY_HEADER_BYTES];
-    uint8_t payload[2 * NBD_STRING_MAX];
-    for (;;) {
-        recv_all(fd, header, sizeof(header));
-        uint32_t type = get_be32(header + 12);
-        uint32_t length = get_be32(header + 16);
-        if (get_be64(header) != NBD_OPTION_REPLY_MAGIC || length > sizeof(payload))
-            die("the server's answer to NBD_OPT_GO is malformed");
-        recv_all(fd, payload, length);
-        if (type & NBD_REPLY_ERROR_BIT)
-            die("the server refused export '%s' (reply 0x%x): %.*s", export_name, type, (int)length,
-                (const char *)payload);
-        if (type == NBD_REP_ACK)
-            return;
-        if (type == NBD_REP_INFO && length == 12 && get_be16(payload) == NBD_INFO_EXPORT) {
-            ret_info->size = get_be64(payload + 2);
-            ret_info->flags = get_be16(payload + 10);
-        }
-    }
-}
-
-int client_connect(const struct address *address, const char *export_name,
-                   struct export_info *ret_info)
-{
-    int fd = socket(address->storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (const struct sockaddr *)&address->storage, address->length))
-        die("cannot connect to the server: %s", strerror(errno));
-    socket_tune(fd, address);
-
-    uint8_t greeting[18];
-    recv_all(fd, greeting, sizeof(greeting));
-    if (get_be64(greeting) != NBD_MAGIC || get_be64(greeting + 8) != NBD_OPTION_MAGIC)
-        die("the server does not speak newstyle NBD");
-    *ret_info = (struct export_info){0};
-    send_go(fd, export_name);
-    read_go_replies(fd, export_name, ret_info);
-    if (!ret_info->size)
-        die("the server did not tell the size of export '%s', or it is empty", export_name);
-    return fd;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the programs of bench/ share: addresses, blocking I/O, and the client's negotiation. */
+/* What the programs of bench/ share: addresses and blocking I/O. */
 #ifndef EVNBD_BENCH_CLIENT_H
 #define EVNBD_BENCH_CLIENT_H
 
@@ -10,11 +10,6 @@
 struct address {
     struct sockaddr_storage storage;
     socklen_t length;
-};
-
-struct export_info {
-    uint64_t size;
-    uint16_t flags; /* NBD_FLAG_* */
 };
 
 /* Prints "PROGRAM: message" and exits with status 1. */
@@ -36,9 +31,5 @@ void socket_tune(int fd, const struct address *address);
 
 void send_all(int fd, const void *data, size_t length);
 void recv_all(int fd, void *data, size_t length);
-
-/* A blocking socket on which NBD_OPT_GO has succeeded. */
-int client_connect(const struct address *address, const char *export_name,
-                   struct export_info *ret_info);
 
 #endif

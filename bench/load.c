@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * An NBD load generator that is cheaper than any server: raw protocol with simple replies, one
- * thread, epoll.  Each turn of a connection is one large receive that ends any number of requests,
+ * thread, epoll.  Over TLS it is not, as both sides have the same bytes to encrypt or decrypt.
+ *  Each turn of a connection is one large receive that ends any number of requests,
  * and one vectored send that starts as many new ones, so that the server is what gets measured.
  *
  * A connection owns `depth` slots; the index of a slot is the cookie of its request.  New requests
  * are queued only when the queue before them has left, so a slot may wait for its send; its time
  * runs from when it was queued.
  */
-#include "bench/client.h"
 #include "bench/latency.h"
 #include "bench/load_options.h"
+#include "bench/session.h"
 
 #include "base/bytes.h"
 #include "nbd/wire.h"
@@ -45,7 +46,7 @@ struct slot {
 };
 
 struct connection {
-    int fd;
+    struct stream *stream;
     uint64_t next_block; /* of a sequential load */
     uint64_t since_flush;
 
@@ -67,6 +68,7 @@ struct connection {
 struct load {
     struct load_options options;
     struct export_info export;
+    struct tls_credentials *credentials; /* NULL: plain text */
     struct connection *connections;
     int epoll_fd;
     uint8_t *receive_buffer;
@@ -193,22 +195,20 @@ static void connection_send(struct load *load, struct connection *c)
 {
     while (c->iov_at < c->iov_count) {
         unsigned count = c->iov_count - c->iov_at;
-        struct msghdr message = {.msg_iov = c->iov + c->iov_at,
-                                 .msg_iovlen = count < IOV_LIMIT ? count : IOV_LIMIT};
-        ssize_t n = sendmsg(c->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (n < 0 && errno == EAGAIN)
+        ssize_t n = c->stream->ops->send(c->stream, c->iov + c->iov_at,
+                                         (int)(count < IOV_LIMIT ? count : IOV_LIMIT), false);
+        if (n == -EAGAIN)
             break;
-        if (n < 0 && errno != EINTR)
-            die("cannot send requests: %s", strerror(errno));
-        if (n > 0)
-            connection_sent(c, (size_t)n);
+        if (n < 0)
+            die("cannot send requests: %s", strerror((int)-n));
+        connection_sent(c, (size_t)n);
     }
     bool wants_out = c->iov_at < c->iov_count;
     if (wants_out == c->wants_out)
         return;
     c->wants_out = wants_out;
     struct epoll_event event = {.events = EPOLLIN | (wants_out ? EPOLLOUT : 0), .data.ptr = c};
-    epoll_ctl(load->epoll_fd, EPOLL_CTL_MOD, c->fd, &event);
+    epoll_ctl(load->epoll_fd, EPOLL_CTL_MOD, c->stream->fd, &event);
 }
 
 /* ---- receiving ---- */
@@ -282,11 +282,12 @@ static size_t connection_header(struct load *load, struct connection *c, const u
 
 static void connection_receive(struct load *load, struct connection *c)
 {
-    ssize_t n = recv(c->fd, load->receive_buffer, RECEIVE_BYTES, MSG_DONTWAIT);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+    struct iovec room = {load->receive_buffer, RECEIVE_BYTES};
+    ssize_t n = c->stream->ops->recv(c->stream, &room, 1);
+    if (n == -EAGAIN)
         return;
     if (n < 0)
-        die("cannot receive replies: %s", strerror(errno));
+        die("cannot receive replies: %s", strerror((int)-n));
     if (n == 0)
         die("the server closed a connection with requests in flight");
     load->now_ns = clock_ns();
@@ -303,8 +304,11 @@ static void connection_receive(struct load *load, struct connection *c)
 
 static void connection_turn(struct load *load, struct connection *c, uint32_t events)
 {
-    if (events & ~(uint32_t)EPOLLOUT)
-        connection_receive(load, c);
+    if (events & ~(uint32_t)EPOLLOUT) {
+        do {
+            connection_receive(load, c);
+        } while (c->stream->ops->pending(c->stream));
+    }
     if (c->iov_at == c->iov_count)
         connection_refill(load, c);
     connection_send(load, c);
@@ -339,7 +343,7 @@ static void load_idle(struct load *load)
     load->now_ns = clock_ns();
     for (unsigned i = 0; i < load->options.connections; i++) {
         char byte;
-        if (recv(load->connections[i].fd, &byte, 1, MSG_DONTWAIT) >= 0 || errno != EAGAIN)
+        if (recv(load->connections[i].stream->fd, &byte, 1, MSG_DONTWAIT) >= 0 || errno != EAGAIN)
             load->errors++;
     }
 }
@@ -409,7 +413,8 @@ static void connection_init(struct load *load, unsigned index)
 {
     struct connection *c = &load->connections[index];
     unsigned depth = load->options.depth;
-    c->fd = client_connect(&load->options.address, load->options.export_name, &load->export);
+    c->stream = session_open(&load->options.address, load->options.export_name, load->credentials,
+                             &load->export);
     if (load->options.operation == OP_IDLE)
         return;
     c->slots = allocate(depth, sizeof(*c->slots));
@@ -420,14 +425,31 @@ static void connection_init(struct load *load, unsigned index)
         c->free_slots[c->free_count] = (uint16_t)c->free_count;
     c->next_block = load->export.size / load->options.size * index / load->options.connections;
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
-    if (epoll_ctl(load->epoll_fd, EPOLL_CTL_ADD, c->fd, &event))
+    if (epoll_ctl(load->epoll_fd, EPOLL_CTL_ADD, c->stream->fd, &event))
         die("cannot watch a connection: %s", strerror(errno));
+}
+
+static void load_read_credentials(struct load *load)
+{
+    const struct load_options *o = &load->options;
+    const struct tls_credentials_config config = {
+        .kind = o->tls_psk ? TLS_PSK : TLS_X509,
+        .endpoint = TLS_CLIENT,
+        .dir = o->tls_certificates,
+        .psk_file = o->tls_psk,
+        .verify_peer = true,
+    };
+    struct error error;
+    if ((o->tls_psk || o->tls_certificates) &&
+        tls_credentials_new(&config, &load->credentials, &error) < 0)
+        die("%s", error.text);
 }
 
 static void load_init(struct load *load)
 {
     struct load_options *o = &load->options;
     load->random = o->seed;
+    load_read_credentials(load);
     load->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     load->connections = allocate(o->connections, sizeof(*load->connections));
     load->receive_buffer = allocate(1, RECEIVE_BYTES);
@@ -449,9 +471,10 @@ static void load_close(struct load *load)
     put_be16(request + 6, NBD_CMD_DISC);
     for (unsigned i = 0; i < load->options.connections; i++) {
         struct connection *c = &load->connections[i];
-        if (send(c->fd, request, sizeof(request), MSG_NOSIGNAL) < 0)
+        struct iovec iov = {request, sizeof(request)};
+        if (c->stream->ops->send(c->stream, &iov, 1, false) != (ssize_t)sizeof(request))
             load->errors++;
-        close(c->fd);
+        c->stream->ops->close(c->stream);
         free(c->slots);
         free(c->free_slots);
         free(c->headers);
@@ -460,6 +483,7 @@ static void load_close(struct load *load)
     if (load->image)
         munmap((void *)(uintptr_t)load->image, load->export.size);
     close(load->epoll_fd);
+    tls_credentials_unref(load->credentials);
     free(load->connections);
     free(load->receive_buffer);
     free(load->payload);

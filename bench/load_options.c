@@ -29,7 +29,9 @@ static const char usage[] =
     "  --fua                set FUA on whatever changes data\n"
     "  --seconds S, --ops N when to stop: at the first of both (default: 5 seconds)\n"
     "  --seed N             of the random offsets (default: 1)\n"
-    "  --verify FILE        reads must equal FILE, writes write what FILE has there\n";
+    "  --verify FILE        reads must equal FILE, writes write what FILE has there\n"
+    "  --tls-certificates DIR  over TLS, with the CA in DIR/ca-cert.pem\n"
+    "  --tls-psk FILE       over TLS, with the only key in FILE\n";
 
 static uint64_t parse_number(const char *option, const char *text, uint64_t minimum,
                              uint64_t maximum)
@@ -86,6 +88,8 @@ enum option_id {
     ID_OPS,
     ID_SEED,
     ID_VERIFY,
+    ID_TLS_CERTIFICATES,
+    ID_TLS_PSK,
     ID_HELP,
 };
 
@@ -106,6 +110,8 @@ static const struct option long_options[] = {
     {"ops", 1, NULL, ID_OPS},
     {"seed", 1, NULL, ID_SEED},
     {"verify", 1, NULL, ID_VERIFY},
+    {"tls-certificates", 1, NULL, ID_TLS_CERTIFICATES},
+    {"tls-psk", 1, NULL, ID_TLS_PSK},
     {"help", 0, NULL, ID_HELP},
     {0},
 };
@@ -154,6 +160,12 @@ static bool options_set_server(struct load_options *o, int id, const char *arg)
         return true;
     case ID_TCP:
         address_tcp(&o->address, arg);
+        return true;
+    case ID_TLS_CERTIFICATES:
+        o->tls_certificates = arg;
+        return true;
+    case ID_TLS_PSK:
+        o->tls_psk = arg;
         return true;
     case ID_EXPORT:
         free(o->export_name);

@@ -11,8 +11,9 @@ enum operation { OP_READ, OP_WRITE, OP_MIXED, OP_ZERO, OP_TRIM, OP_IDLE };
 
 struct load_options {
     struct address address;
-    char *export_name;       /* allocated */
-    const char *verify_file; /* or NULL */
+    char *export_name;                      /* allocated */
+    const char *verify_file;                /* or NULL */
+    const char *tls_certificates, *tls_psk; /* directory, file; NULL */
     enum operation operation;
     uint32_t size;
     unsigned depth;

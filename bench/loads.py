@@ -27,6 +27,8 @@ class Load:
     transport: str = "unix"
     flush_every: int = 0
     extra: bool = False  # only run when named
+    tls: str = ""  # over TLS with certificates ("x509") or keys ("psk")
+    client: str = "load"  # or nbdcopy, which reads the image from end to end
     content: str = "full"  # of the image: full, empty, chain-N (N files above a full one), compressed
 
     @property
@@ -78,6 +80,18 @@ LOADS = (
          content="chain-10"),
     Load("compressed-256k", "256 KiB sequential read, depth 8, compressed", "read", 256 * KIB, 8,
          pattern="seq", extra=True, content="compressed"),
+    Load("tls-x509-copy", "nbdcopy over TLS, certificates", "read", 256 * KIB, 64, pattern="seq",
+         extra=True, tls="x509", client="nbdcopy"),
+    Load("tls-psk-copy", "nbdcopy over TLS, pre-shared keys", "read", 256 * KIB, 64, pattern="seq",
+         extra=True, tls="psk", client="nbdcopy"),
+    Load("tls-x509-256k", "256 KiB sequential read, depth 8, TLS, certificates", "read", 256 * KIB,
+         8, pattern="seq", extra=True, tls="x509"),
+    Load("tls-psk-256k", "256 KiB sequential read, depth 8, TLS, pre-shared keys", "read",
+         256 * KIB, 8, pattern="seq", extra=True, tls="psk"),
+    Load("tls-psk-4k-d32", "4 KiB random read, depth 32, TLS, pre-shared keys", "read", 4 * KIB, 32,
+         extra=True, tls="psk"),
+    Load("tls-x509-write-256k", "256 KiB sequential write, depth 8, TLS, certificates", "write",
+         256 * KIB, 8, pattern="seq", extra=True, tls="x509"),
 )
 
 
@@ -200,17 +214,16 @@ class Generator:
 
     def __init__(self, program, cpu):
         self.program = program
-        self.cpu = cpu
+        self.pin = (lambda: os.sched_setaffinity(0, {cpu})) if cpu is not None else None
 
     def command(self, running, arguments):
         return [self.program, *running.endpoint.load_arguments, "--export", running.server.export,
                 *arguments]
 
     def start(self, running, arguments):
-        pin = (lambda: os.sched_setaffinity(0, {self.cpu})) if self.cpu is not None else None
         return subprocess.Popen(self.command(running, arguments), stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                preexec_fn=pin)
+                                preexec_fn=self.pin)
 
     def run(self, running, arguments, seconds=0):
         """The line of results as a dictionary of numbers."""
@@ -243,12 +256,42 @@ def verify(generator, running, image):
                                 "--verify", image.reference])
 
 
+def copy(generator, running, load):
+    """One run of nbdcopy over the image, in the words of bench/load; it tells no latency."""
+    command = ["nbdcopy", f"--request-size={load.size}", f"--requests={load.depth}",
+               "--connections=1", running.endpoint.uri, "null:"]
+    before, began = os.times(), time.monotonic()
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True, check=False,
+                              preexec_fn=generator.pin, timeout=RUN_GRACE_SECONDS)
+    except FileNotFoundError:
+        raise servers.BenchError("the loads with nbdcopy need it (package libnbd-bin)") from None
+    except subprocess.TimeoutExpired:
+        raise servers.BenchError(f"nbdcopy from {running.server.name} did not end") from None
+    if done.returncode:
+        raise servers.BenchError(f"nbdcopy from {running.server.name} failed: "
+                                 f"{done.stderr.strip()}\nCommand: {' '.join(command)}")
+    seconds, after = time.monotonic() - began, os.times()
+    ops = -(-os.path.getsize(running.image.reference) // load.size)
+    return {"ops": ops, "flushes": 0, "errors": 0, "seconds": seconds, "ops_per_s": ops / seconds,
+            "mb_per_s": ops * load.size / seconds / 1e6, "p50_us": None, "p99_us": None,
+            "client_cpu_s": (after.children_user - before.children_user +
+                             after.children_system - before.children_system)}
+
+
+def run_load(generator, running, load, seconds):
+    if load.client == "nbdcopy":
+        return copy(generator, running, load)
+    return generator.run(running, load.arguments(), seconds)
+
+
 def measure(generator, running, load, seconds, warm_up):
     """One sample: what the generator says, and what the run cost the server."""
-    generator.run(running, load.arguments(), warm_up)
+    run_load(generator, running, load, warm_up)
     before = running.cpu_seconds()
     began = time.monotonic()
-    sample = generator.run(running, load.arguments(), seconds)
+    sample = run_load(generator, running, load, seconds)
     took = time.monotonic() - began
     cpu = running.cpu_seconds() - before
     done = sample["ops"] + sample["flushes"]

@@ -14,7 +14,8 @@ def make_row(image, load, server, samples):
     row = {"image": image, "load": load.name, "title": load.title, "server": server.name,
            "peer": server.peer, "rounds": len(samples)}
     for metric in METRICS:
-        row[metric] = statistics.median(sample[metric] for sample in samples)
+        values = [sample[metric] for sample in samples]
+        row[metric] = None if None in values else statistics.median(values)
     rates = [sample["ops_per_s"] for sample in samples]
     row["spread_percent"] = 100 * (max(rates) - min(rates)) / row["ops_per_s"]
     row["samples"] = samples

@@ -22,15 +22,83 @@ class BenchError(Exception):
     """A sentence for the user."""
 
 
-class Endpoint:
-    """Where a server listens: a Unix socket, or a TCP port of localhost."""
+class Credentials:
+    """A certificate for localhost with its CA, and a pre-shared key, made once in a directory."""
 
-    def __init__(self, transport, directory):
+    def __init__(self, directory):
+        self.directory = os.path.join(directory, "tls")
+        self.keys = os.path.join(self.directory, "keys.psk")
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def make(self):
+        if os.path.exists(self.directory):
+            return
+        os.mkdir(self.directory, 0o700)
+        self.write("keys.psk", f"qemu:{os.urandom(32).hex()}\n")
+        for name in ("ca", "server"):
+            certtool("--generate-privkey", "--key-type=ecdsa", "--curve=secp256r1",
+                     "--outfile", self.path(f"{name}-key.pem"))
+        template = self.write("ca.info", 'cn = "bench"\nca\ncert_signing_key\nexpiration_days = 2\n')
+        certtool("--generate-self-signed", "--load-privkey", self.path("ca-key.pem"),
+                 "--template", template, "--outfile", self.path("ca-cert.pem"))
+        template = self.write("server.info", 'cn = "localhost"\ndns_name = "localhost"\n'
+                              "tls_www_server\nsigning_key\nexpiration_days = 2\n")
+        certtool("--generate-certificate", "--load-privkey", self.path("server-key.pem"),
+                 "--load-ca-certificate", self.path("ca-cert.pem"), "--load-ca-privkey",
+                 self.path("ca-key.pem"), "--template", template, "--outfile",
+                 self.path("server-cert.pem"))
+
+    def write(self, name, text):
+        with open(self.path(name), "w", encoding="ascii",
+                  opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(text)
+        return self.path(name)
+
+
+def certtool(*arguments):
+    try:
+        done = subprocess.run(["certtool", *arguments], stdin=subprocess.DEVNULL, text=True,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    except FileNotFoundError:
+        raise BenchError("the loads over TLS need certtool (package gnutls-bin)") from None
+    if done.returncode:
+        raise BenchError(f"certtool {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+class Endpoint:
+    """
+    Where a server listens: a Unix socket, or a TCP port of localhost. `tls`: over TLS with
+    certificates ("x509") or keys ("psk"), or "" for plain text.
+    """
+
+    def __init__(self, transport, directory, tls=""):
         self.path = os.path.join(directory, "socket") if transport == "unix" else None
+        self.tls = tls
+        self.credentials = Credentials(directory)
+        if tls:
+            self.credentials.make()
 
     @property
     def load_arguments(self):
-        return ["--unix", self.path] if self.path else ["--tcp", f"127.0.0.1:{TCP_PORT}"]
+        where = ["--unix", self.path] if self.path else ["--tcp", f"127.0.0.1:{TCP_PORT}"]
+        return where + self.credential_options()
+
+    def credential_options(self):
+        """As nbdkit and bench/load call them."""
+        return {"": [], "x509": [f"--tls-certificates={self.credentials.directory}"],
+                "psk": [f"--tls-psk={self.credentials.keys}"]}[self.tls]
+
+    @property
+    def uri(self):
+        """For libnbd."""
+        scheme = ("nbds" if self.tls else "nbd") + ("+unix" if self.path else "")
+        host = "" if self.path else f"localhost:{TCP_PORT}"
+        words = [f"socket={self.path}"] if self.path else []
+        words += {"": [], "x509": [f"tls-certificates={self.credentials.directory}"],
+                  "psk": [f"tls-psk-file={self.credentials.keys}"]}[self.tls]
+        return f"{scheme}://{'qemu@' if self.tls == 'psk' else ''}{host}/?{'&'.join(words)}"
 
     def greets(self):
         """Whether somebody there sends the 18 bytes that begin a newstyle negotiation."""
@@ -120,6 +188,7 @@ class Running:
 
     def __init__(self, server, image, endpoint, directory, cpu):
         self.server = server
+        self.image = image
         self.endpoint = endpoint
         self.log = os.path.join(directory, server.name + ".log")
         self.pid_file = os.path.join(directory, server.name + ".pid")
@@ -192,6 +261,7 @@ class Server:
     formats = ("raw",)
     export = ""
     daemonizes = False
+    tls = False
     idle_connections = None  # a lower number for the memory section, where a client costs much
 
     def __init__(self, program, extra=()):
@@ -210,13 +280,21 @@ class Server:
 class QemuNbd(Server):
     name = "qemu-nbd"
     peer = True
+    tls = True
     formats = ("raw", "qcow2")
 
     def argv(self, image, endpoint, pid_file, directory):
         listen = ["-k", endpoint.path] if endpoint.path else ["-b", "127.0.0.1", "-p",
                                                               str(TCP_PORT)]
         return [self.program, "-f", image.format, "-t", "-e", "0", "--cache=writeback",
-                *listen, image.path]
+                *listen, *self.tls_options(endpoint), image.path]
+
+    def tls_options(self, endpoint):
+        if not endpoint.tls:
+            return []
+        more = ",verify-peer=off" if endpoint.tls == "x509" else ""
+        return ["--object", f"tls-creds-{endpoint.tls},id=tls0,endpoint=server,"
+                            f"dir={endpoint.credentials.directory}{more}", "--tls-creds=tls0"]
 
 
 class Evnbd(QemuNbd):
@@ -228,12 +306,14 @@ class Evnbd(QemuNbd):
 class Nbdkit(Server):
     name = "nbdkit"
     peer = True
+    tls = True
     idle_connections = 50
 
     def argv(self, image, endpoint, pid_file, directory):
         listen = ["-U", endpoint.path] if endpoint.path else ["-i", "127.0.0.1", "-p",
                                                               str(TCP_PORT)]
-        return [self.program, "-f", *listen, "file", image.path]
+        tls = ["--tls=require", *endpoint.credential_options()] if endpoint.tls else []
+        return [self.program, "-f", *listen, *tls, "file", image.path]
 
 
 class NbdServer(Server):
