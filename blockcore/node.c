@@ -2,6 +2,7 @@
 /* The life of nodes after they were opened: references, closing, names; and the look-up of drivers.
  */
 #include "blockcore/node.h"
+#include "blockcore/foreign.h"
 
 #include "base/log.h"
 #include "base/trace.h"
@@ -99,4 +100,9 @@ const struct driver *driver_probe(const struct driver *const *drivers, const str
             return *drivers;
     }
     return NULL;
+}
+
+bool probe_shows_format(const struct driver *const *drivers, const struct probe *probe)
+{
+    return driver_probe(drivers, probe) || foreign_format(probe);
 }

@@ -189,5 +189,7 @@ const char *node_name(const struct node *node);
 const struct driver *driver_find(const struct driver *const *drivers, const char *name);
 /* The format that the first bytes show; NULL: none (raw). */
 const struct driver *driver_probe(const struct driver *const *drivers, const struct probe *probe);
+/* Whether the first bytes show an image format, be it one that no driver here opens. */
+bool probe_shows_format(const struct driver *const *drivers, const struct probe *probe);
 
 #endif

@@ -202,7 +202,7 @@ static int check_header(const struct nbd_job *job)
     if (!bytes)
         return -ENOMEM;
     r = preview(job, bytes, size);
-    if (r == 0 && driver_probe(e->probe_drivers, &probe))
+    if (r == 0 && probe_shows_format(e->probe_drivers, &probe))
         r = -EPERM;
     buffer_put(bytes, PROBE_BYTES);
     return r;

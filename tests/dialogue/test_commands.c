@@ -386,6 +386,12 @@ static void test_protected_header(void **state)
     client_expect(&c, 5, NBD_SUCCESS);
     client_request(&c, NBD_CMD_WRITE_ZEROES, 0, 6, 0, 8192);
     client_expect(&c, 6, NBD_SUCCESS);
+    /* Formats that only other programs open count, too. */
+    message_request(
+        &m, &(struct nbd_request){.command = NBD_CMD_WRITE, .cookie = 7, .offset = 0, .length = 4});
+    message_bytes(&m, "KDMV", 4);
+    client_send_message(&c, &m);
+    client_expect(&c, 7, NBD_EPERM);
     message_free(&m);
     client_free(&c);
     rig_fini(&rig);
