@@ -503,56 +503,6 @@ static void names_the_file(void **state)
     qcow2_image_fini(&image);
 }
 
-static int play_cut(void *arg)
-{
-    struct node *node;
-    struct error error = {.text = ""};
-    unsigned flags = *(unsigned *)arg;
-    uint8_t *data = malloc(4 * MIB);
-
-    /* Refused, or readable as far as the tables are there. */
-    if (stage_try_open(flags, &node, &error) == 0) {
-        int err = block_read(node, data, 4 * MIB, 0);
-
-        assert_true(err == 0 || err == -EIO);
-        node_unref(node);
-    } else {
-        assert_true(error.text[0] != 0);
-    }
-    free(data);
-    return 0;
-}
-
-static void try_every_cut(bool refcounts)
-{
-    struct qcow2_image image;
-    struct place p = build(&image, 3);
-    size_t full = image.length;
-
-    /* They come last in the file: without them more cuts get past the header. */
-    if (!refcounts)
-        put_be64(image.data + 48, p.l1);
-    for (size_t n = 0; n <= full; n += n < 200 ? 1 : 512 - n % 512) {
-        unsigned flags = n % 1024 ? 0 : NODE_WRITABLE;
-
-        begin();
-        image.length = n;
-        stage_store(&image);
-        assert_int_equal(test_run(play_cut, &flags), 0);
-        assert_unchanged_but(&image, 0, 0);
-        assert_int_equal(sim_disk_open_count(), 0);
-        sim_disk_remove();
-    }
-    image.length = full;
-    qcow2_image_fini(&image);
-}
-
-static void survives_every_cut(void **state)
-{
-    try_every_cut(true);
-    try_every_cut(false);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -571,7 +521,6 @@ int main(void)
         cmocka_unit_test(refuses_overlapping_bitmaps),
         cmocka_unit_test(refuses_broken_snapshot_tables),
         cmocka_unit_test(names_the_file),
-        cmocka_unit_test(survives_every_cut),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
