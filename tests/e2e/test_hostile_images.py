@@ -4,7 +4,7 @@
 
 The rows are in hostile_images_*.py; hostile_images.py says what every image goes through.  Arguments
 choose rows by name, as in "test_hostile_images.py B12_".  Other rows of the list have their cases
-where the subject is tested: B10 in test_life_cycle.py (image_shrinks), B47 in the unit tests.
+where the subject is tested: B10 in test_life_cycle.py (image_shrinks), B47 in test_qcow2_races.c.
 """
 import re
 
