@@ -48,6 +48,7 @@ struct qcow2_check {
     struct table_cache *refblocks; /* while copied bits are checked */
     bool rebuild;                  /* the refcount structure cannot be repaired in place */
     bool incomplete;               /* not all references were found: nothing may be given back */
+    bool fix_copied;               /* copied bits are corrected */
     /* Of the result: what is repaired when the refcount structure is rebuilt. */
     uint64_t rebuild_corruptions, rebuild_leaks;
     uint64_t used_end; /* host clusters up to the last one in use */

@@ -225,16 +225,15 @@ static int is_single(struct qcow2_check *c, uint64_t offset)
 /* Corrects the copied bit of an entry. */
 static void check_bit(struct qcow2_check *c, uint64_t *value, const char *what)
 {
-    bool fix = qcow2_check_fixes(c);
     int single = is_single(c, *value & QCOW2_OFFSET_MASK);
 
     if (single < 0 || (*value & QCOW2_COPIED ? 1 : 0) == single)
         return;
-    qcow2_check_corruption(c, fix,
+    qcow2_check_corruption(c, c->fix_copied,
                            "the %s entry 0x%016" PRIx64 " %s the copied bit, its cluster "
-                           "has %s refcount 1",
-                           what, *value, single ? "lacks" : "has", single ? "" : "not");
-    if (fix)
+                           "has%s refcount 1",
+                           what, *value, single ? "lacks" : "has", single ? "" : " not");
+    if (c->fix_copied)
         *value ^= QCOW2_COPIED;
 }
 
@@ -280,10 +279,25 @@ static int visit_copied(struct qcow2_check *c, const struct check_l1 *l1, uint64
     return check_l2_bits(c, offset);
 }
 
+/*
+ * Repaired leaks change what copied bits ought to be: without other errors the bits are corrected
+ * along with them, or leaks would become errors.
+ */
+static bool fixes_copied(const struct qcow2_check *c)
+{
+    const struct block_check_result *r = &c->check->result;
+
+    if (qcow2_check_fixes(c))
+        return true;
+    return (c->check->fix & CHECK_FIX_LEAKS) && r->corruptions == 0 && r->leaks == 0 &&
+           r->check_errors == 0;
+}
+
 int qcow2_check_copied(struct qcow2_check *c, const struct check_l1 *active)
 {
     int err;
 
+    c->fix_copied = fixes_copied(c);
     c->refblocks =
         table_cache_new(c->file, (uint32_t)c->cluster_size,
                         (unsigned)max_u64(REFBLOCK_CACHE_BYTES / c->cluster_size, 2), NULL);

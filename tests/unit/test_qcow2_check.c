@@ -223,6 +223,33 @@ static void leaks_alone_leave_the_rest(void **state)
     sim_disk_remove();
 }
 
+/* As when making a snapshot was cut off: refcount 2, one reference, the copied bit gone or not. */
+static void repaired_leaks_take_copied_bits_along(void **state)
+{
+    struct qcow2_image image = {
+        .version = 3, .cluster_bits = 12, .order = 4, .size = CLUSTERS * CLUSTER};
+    unsigned fix = CHECK_FIX_LEAKS;
+    uint64_t gone;
+    uint8_t *block;
+
+    sim_disk_install(&(struct sim_disk_config){.seed = test_seed()});
+    qcow2_image_start(&image);
+    gone = qcow2_image_data(&image, 0, 1);
+    qcow2_image_data(&image, 1, 2);
+    qcow2_image_finish(&image);
+    block = image.data + get_be64(image.data + get_be64(image.data + 48));
+    put_be16(block + gone / CLUSTER * 2, 2);
+    put_be16(block + (gone / CLUSTER + 1) * 2, 2); /* its table */
+    put_be64(image.data + qcow2_image_set(&image, 0, gone), gone);
+    stage_store(&image);
+    qcow2_image_fini(&image);
+    assert_int_equal(test_run(repair, &fix), 0);
+    assert_true(trial.check.result.leaks == 0 && trial.check.result.leaks_fixed == 2);
+    assert_true(trial.check.result.corruptions == 0 && trial.check.result.corruptions_fixed == 1);
+    stage_check(true);
+    sim_disk_remove();
+}
+
 static int write_to_it(void *arg)
 {
     struct node *node;
@@ -291,6 +318,7 @@ int main(void)
         cmocka_unit_test(counts),
         cmocka_unit_test(only_the_check_may_write),
         cmocka_unit_test(leaks_alone_leave_the_rest),
+        cmocka_unit_test(repaired_leaks_take_copied_bits_along),
         cmocka_unit_test(calls_that_fail),
         cmocka_unit_test(power_cuts),
     };
