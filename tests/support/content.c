@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Contents are kept in large private mappings, so that growing costs nothing and holes take no
- * memory.  Bytes from the size on are always zero.
+ * memory.  Bytes from the size on, and in blocks that are not allocated, are always zero.
  */
 #include "tests/support/content.h"
 
@@ -45,17 +45,47 @@ void content_fini(struct content *content)
 
 void content_copy(struct content *to, const struct content *from)
 {
-    uint64_t blocks = div_round_up(from->size, CONTENT_BLOCK);
+    uint64_t end = from->end > to->end ? from->end : to->end;
 
-    content_fini(to);
-    content_init(to);
-    to->size = from->size;
-    to->blocks = from->blocks;
-    memcpy(to->allocated, from->allocated, BLOCKS_MAX);
-    for (uint64_t b = 0; b < blocks; b++) {
+    if (!to->data)
+        content_init(to);
+    for (uint64_t b = 0; b < end; b++) {
         if (from->allocated[b])
             memcpy(to->data + b * CONTENT_BLOCK, from->data + b * CONTENT_BLOCK, CONTENT_BLOCK);
+        else if (to->allocated[b])
+            memset(to->data + b * CONTENT_BLOCK, 0, CONTENT_BLOCK);
+        to->allocated[b] = from->allocated[b];
     }
+    to->size = from->size;
+    to->blocks = from->blocks;
+    to->end = from->end;
+}
+
+/* A block of zeroes counts as one that is not allocated. */
+static uint64_t hash_block(const uint8_t *data)
+{
+    uint64_t hash = 0, any = 0, word;
+
+    for (size_t i = 0; i < CONTENT_BLOCK; i += sizeof(word)) {
+        memcpy(&word, data + i, sizeof(word));
+        any |= word;
+        hash = (hash ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+        hash ^= hash >> 29;
+    }
+    return any ? hash | 1 : 0;
+}
+
+uint64_t content_hash(const struct content *content)
+{
+    uint64_t hash = content->size, end = div_round_up(content->size, CONTENT_BLOCK);
+
+    for (uint64_t b = 0; b < min_u64(end, content->end); b++) {
+        uint64_t block = content->allocated[b] ? hash_block(content->data + b * CONTENT_BLOCK) : 0;
+
+        if (block)
+            hash = (hash ^ block ^ b * UINT64_C(0xbf58476d1ce4e5b9)) * UINT64_C(0x94d049bb133111eb);
+    }
+    return hash;
 }
 
 void content_save(const struct content *content, const char *path)
@@ -149,6 +179,8 @@ static void set_allocated(struct content *content, uint64_t first, uint64_t end,
         content->blocks += (uint64_t)allocated - content->allocated[b];
         content->allocated[b] = allocated;
     }
+    if (allocated && end > content->end)
+        content->end = end;
 }
 
 static void allocate(struct content *content, uint64_t offset, uint64_t length)
@@ -187,7 +219,7 @@ static void resize(struct content *content, uint64_t size)
     content->size = size;
 }
 
-static void apply_range(struct content *content, const struct change *change, uint64_t offset,
+void content_apply_part(struct content *content, const struct change *change, uint64_t offset,
                         uint64_t length)
 {
     uint64_t end = offset + length;
@@ -215,7 +247,7 @@ static void apply_range(struct content *content, const struct change *change, ui
 
 void content_apply(struct content *content, const struct change *change)
 {
-    apply_range(content, change, change->offset, change->length);
+    content_apply_part(content, change, change->offset, change->length);
 }
 
 void content_apply_torn(struct content *content, const struct change *change, struct prng *prng)
@@ -232,7 +264,7 @@ void content_apply_torn(struct content *content, const struct change *change, st
     for (uint64_t at = change->offset; at < end; at = next) {
         next = min_u64(align_down(at, SECTOR) + SECTOR, end);
         if (prng_percent(prng, 50))
-            apply_range(content, change, at, next - at);
+            content_apply_part(content, change, at, next - at);
     }
 }
 

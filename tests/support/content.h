@@ -19,11 +19,15 @@ struct content {
     uint64_t size;
     uint8_t *allocated; /* one a block: whether the block takes room on the disk */
     uint64_t blocks;    /* number of allocated ones */
+    uint64_t end;       /* no block from this one on was ever allocated */
 };
 
 void content_init(struct content *content);
 void content_fini(struct content *content); /* a zeroed one is fine */
+/* Into an initialized or a zeroed one. */
 void content_copy(struct content *to, const struct content *from);
+/* A number that is the same for the same bytes and size. */
+uint64_t content_hash(const struct content *content);
 /* Writes it to a new file, with its holes. */
 void content_save(const struct content *content, const char *path);
 
@@ -49,6 +53,9 @@ void changes_free(struct list *changes);
 uint64_t content_blocks_needed(const struct content *content, const struct change *change);
 
 void content_apply(struct content *content, const struct change *change);
+/* Only [offset, offset + length) of the change's range. CHANGE_SIZE has no parts. */
+void content_apply_part(struct content *content, const struct change *change, uint64_t offset,
+                        uint64_t length);
 
 /*
  * What is left of the change after a power cut before it was flushed: all, nothing, or any of the

@@ -274,8 +274,10 @@ static void check_copied(struct check *c, uint64_t entry, const char *what, bool
     if ((entry & COPIED) && c->counts[offset >> c->bits] != 1)
         complain(c->report, "%s 0x%" PRIx64 " has the copied bit and %" PRIu64 " references", what,
                  entry, c->counts[offset >> c->bits]);
-    if (must && !(entry & COPIED) && value == 1)
+    if (must && !(entry & COPIED) && value == 1) {
         complain(c->report, "%s 0x%" PRIx64 " lacks the copied bit", what, entry);
+        c->report->lacking++;
+    }
 }
 
 static void check_active(struct check *c)

@@ -66,9 +66,10 @@ void qcow2_image_fini(struct qcow2_image *image);
 size_t qcow2_image_deflate(uint8_t *out, size_t length, uint8_t fill);
 
 struct qcow2_report {
-    unsigned errors; /* refcount below references, wrong copied bit, wrong pointer */
-    unsigned leaks;  /* refcount above references */
-    char text[256];  /* the first error, else the first leak */
+    unsigned errors;  /* refcount below references, wrong copied bit, wrong pointer */
+    unsigned lacking; /* of the errors: no copied bit where it may be, which only costs a copy */
+    unsigned leaks;   /* refcount above references */
+    char text[256];   /* the first error, else the first leak */
 };
 
 /* Adds 1 to counts[i] for each reference to cluster i; reports pointers that are wrong. */

@@ -169,17 +169,33 @@ void recorder_install(void)
     sys = &recorder.table;
 }
 
+void records_free(struct record *records, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        free(records[i].change);
+    free(records);
+}
+
+struct record *recorder_take(size_t *ret_count)
+{
+    struct record *records = recorder.records;
+
+    *ret_count = recorder.count;
+    recorder.records = NULL;
+    recorder.count = recorder.room = 0;
+    return records;
+}
+
 void recorder_remove(void)
 {
+    size_t count;
+    struct record *records = recorder_take(&count);
+
     if (sys != &recorder.table)
         test_die("recorder_remove: another table stands above");
     sys = recorder.inner;
     recorder.inner = NULL;
-    for (size_t i = 0; i < recorder.count; i++)
-        free(recorder.records[i].change);
-    free(recorder.records);
-    recorder.records = NULL;
-    recorder.count = recorder.room = 0;
+    records_free(records, count);
     for (unsigned i = 0; i < recorder.file_count; i++)
         content_fini(&recorder.files[i].before);
     recorder.file_count = 0;

@@ -30,6 +30,10 @@ void recorder_mark(uint64_t mark);
 size_t recorder_count(void);
 const struct record *recorder_get(size_t index);
 
+/* Moves all records out of the recorder, for records_free. The numbers of the files stay. */
+struct record *recorder_take(size_t *ret_count);
+void records_free(struct record *records, size_t count);
+
 /* The number of the file, or -ENOENT when nothing was recorded for it. */
 int recorder_file(const char *path);
 

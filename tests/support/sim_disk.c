@@ -508,6 +508,26 @@ uint8_t *sim_disk_content(const char *path, size_t *ret_size)
     return copy;
 }
 
+void sim_disk_restore(const char *path, const struct content *content)
+{
+    struct sim_file *file = sim_file_find(&disk.files, path);
+
+    if (!file)
+        file = sim_file_new(&disk.files, path);
+    changes_free(&file->changes);
+    content_copy(&file->seen, content);
+    content_copy(&file->durable, content);
+}
+
+void sim_disk_copy(const char *path, struct content *ret)
+{
+    struct sim_file *file = sim_file_find(&disk.files, path);
+
+    if (!file)
+        test_die("sim_disk_copy: no file \"%s\"", path);
+    content_copy(ret, &file->seen);
+}
+
 /* A write that was on its way may have reached the platter too. */
 static void add_pending(const struct io_op *op)
 {

@@ -33,6 +33,11 @@ void sim_disk_remove(void);
 /* Makes or replaces a file, durably. `data` NULL: zeroes, not allocated. */
 void sim_disk_create(const char *path, const void *data, uint64_t size);
 
+/* The same with a content, holes and all; and what a reader sees now, as a content. */
+struct content;
+void sim_disk_restore(const char *path, const struct content *content);
+void sim_disk_copy(const char *path, struct content *ret);
+
 /* What a reader sees now, allocated; dies when there is no such file. */
 uint8_t *sim_disk_content(const char *path, size_t *ret_size);
 
