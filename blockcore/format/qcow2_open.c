@@ -319,6 +319,9 @@ static int open_image(struct qcow2 *q, struct node_open *open, struct error *err
     size_t length = 0;
     int err = read_header(q, &cluster, &length, error);
 
+    /* First: what cannot be unlocked is not repaired either. */
+    if (err == 0)
+        err = qcow2_crypt_open(q, open, error);
     if (err == 0 && node_writable(q->node) && (q->header.incompatible & QCOW2_INCOMPAT_DIRTY))
         err = repair_dirty(q, error);
     if (err == 0)
@@ -327,8 +330,6 @@ static int open_image(struct qcow2 *q, struct node_open *open, struct error *err
         err = make_caches(q, error);
     if (err == 0)
         err = qcow2_bitmaps_open(q, error);
-    if (err == 0)
-        err = qcow2_crypt_open(q, open, error);
     if (err < 0)
         error_prefix(error, "%s: ", node_name(q->node));
     else

@@ -197,7 +197,7 @@ def extensions(t):
             ("extension", (struct.pack(">II", EXT_BACKING_FORMAT, 64 * KIB), end)),
             ("backing format", (extension(EXT_BACKING_FORMAT, b"q" * 64), end)),
             ("two extensions", (raw, raw)),
-            ("crypt", (extension(EXT_CRYPTO, bytes(16)), end)),
+            ("LUKS header length", (extension(EXT_CRYPTO, bytes(16)), end)),
     ):
         yield Hostile(f"{parts}", with_extensions(t, *parts).save(t.path(BAD)), refused=(says,))
     for parts in ((extension(0x12345678, b"unknown"), end), (extension(1, b"") * 498,), (raw, end)):
