@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/sendfile.h>
 #include <time.h>
@@ -24,6 +25,11 @@ static ssize_t fold_size(ssize_t result)
 static int posix_openat(int dirfd, const char *path, int flags, mode_t mode)
 {
     return fold(openat(dirfd, path, flags, mode));
+}
+
+static int posix_memfd(const char *name, unsigned flags)
+{
+    return fold(memfd_create(name, flags));
 }
 
 /* After EINTR the descriptor is gone on Linux; a second close could hit somebody else's. */
@@ -196,6 +202,7 @@ static int posix_random(void *buffer, size_t length)
 
 const struct sys sys_posix = {
     .openat = posix_openat,
+    .memfd = posix_memfd,
     .close = posix_close,
     .fstat = posix_fstat,
     .preadv = posix_preadv,

@@ -21,6 +21,7 @@
 struct sys {
     /* Files. `flags` of preadv and pwritev are RWF_*. */
     int (*openat)(int dirfd, const char *path, int flags, mode_t mode);
+    int (*memfd)(const char *name, unsigned flags); /* memfd_create */
     int (*close)(int fd);
     int (*fstat)(int fd, struct stat *st);
     ssize_t (*preadv)(int fd, const struct iovec *iov, int iovcnt, uint64_t offset, int flags);

@@ -61,24 +61,41 @@ static int look_at_backing(const struct block_context *context, const char *file
     return 0;
 }
 
-int block_create(const struct block_context *context, const char *format, const char *filename,
-                 json_t *options, struct error *error)
+static int create(const struct block_create_target *target, const char *format, json_t *options,
+                  struct error *error)
 {
     const struct driver *driver;
     json_t *copy;
-    int err = find_format(context, format, &driver, error);
+    int err = find_format(target->context, format, &driver, error);
 
     if (err < 0)
         return err;
     if (!driver->create)
         return error_set(error, ENOTSUP, "images of format '%s' cannot be created", driver->name);
     copy = options ? json_deep_copy(options) : json_object();
-    err = copy ? look_at_backing(context, filename, copy, error)
-               : error_set(error, ENOMEM, "out of memory");
+    err = copy ? 0 : error_set(error, ENOMEM, "out of memory");
+    if (err == 0 && target->filename)
+        err = look_at_backing(target->context, target->filename, copy, error);
     if (err == 0)
-        err = driver->create(context, filename, copy, error);
+        err = driver->create(target, copy, error);
     json_decref(copy);
     return err;
+}
+
+int block_create(const struct block_context *context, const char *format, const char *filename,
+                 json_t *options, struct error *error)
+{
+    const struct block_create_target target = {.context = context, .filename = filename};
+
+    return create(&target, format, options, error);
+}
+
+int block_create_in(const struct block_context *context, const char *format, struct node *file,
+                    json_t *options, struct error *error)
+{
+    const struct block_create_target target = {.context = context, .file = file};
+
+    return create(&target, format, options, error);
 }
 
 int block_measure(const struct block_context *context, const char *format, json_t *options,
@@ -114,7 +131,7 @@ static int touch(const char *filename, struct error *error)
     return 0;
 }
 
-int block_create_file(const struct block_context *context, const char *filename, struct node **ret,
+static int open_empty(const struct block_context *context, const char *filename, struct node **ret,
                       struct error *error)
 {
     struct node *node;
@@ -139,6 +156,15 @@ int block_create_file(const struct block_context *context, const char *filename,
     else
         *ret = node;
     return err;
+}
+
+int block_create_file(const struct block_create_target *target, struct node **ret,
+                      struct error *error)
+{
+    if (target->filename)
+        return open_empty(target->context, target->filename, ret, error);
+    *ret = node_ref(target->file);
+    return 0;
 }
 
 int block_preallocate(struct node *file, uint64_t start, uint64_t end, enum preallocation mode)

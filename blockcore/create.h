@@ -19,12 +19,26 @@ struct block_measure {
 int block_create(const struct block_context *context, const char *format, const char *filename,
                  json_t *options, struct error *error);
 
+/*
+ * Makes an image of the format in an open, writable, empty file, which stays the caller's.  No
+ * backing file is looked at.
+ */
+int block_create_in(const struct block_context *context, const char *format, struct node *file,
+                    json_t *options, struct error *error);
+
 /* What images with these options take; "data_size" of them is how many bytes of data there are. */
 int block_measure(const struct block_context *context, const char *format, json_t *options,
                   struct block_measure *ret, struct error *error);
 
-/* For drivers: opens the file for a new image, empty (a device: as it is). */
-int block_create_file(const struct block_context *context, const char *filename, struct node **ret,
+/* Where a new image goes. */
+struct block_create_target {
+    const struct block_context *context;
+    const char *filename; /* or NULL */
+    struct node *file;    /* without a filename: an open, empty file */
+};
+
+/* For drivers: gives the file for a new image, empty (a device: as it is). A new reference. */
+int block_create_file(const struct block_create_target *target, struct node **ret,
                       struct error *error);
 
 /* For drivers: the storage that preallocation asks for. */

@@ -23,6 +23,7 @@
 struct block_bitmap;
 struct block_check;
 struct block_context;
+struct block_create_target;
 struct block_measure;
 struct block_snapshot_ops;
 struct cipher;
@@ -179,8 +180,7 @@ struct driver {
     /* Offline verbs, for formats: see blockcore/check.h and blockcore/create.h. */
     int (*check)(struct node *node, struct block_check *check, struct error *error);
     /* Takes its options out of the tree. Must judge them all before it touches the file. */
-    int (*create)(const struct block_context *context, const char *filename, json_t *options,
-                  struct error *error);
+    int (*create)(const struct block_create_target *target, json_t *options, struct error *error);
     int (*measure)(json_t *options, struct block_measure *ret, struct error *error);
     const struct option_row *create_options; /* the help text of create and measure */
 };

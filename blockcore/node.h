@@ -34,6 +34,14 @@ enum {
     NODE_SHARE_WRITE = 1 << 5, /* raw: other writers are allowed (image lock) */
     NODE_REPAIR = 1 << 6,      /* for block_check only: read-only, above a writable file */
     NODE_NO_DATA = 1 << 7,     /* only metadata is looked at: encrypted images need no key */
+    NODE_FORCE_SHARE = 1 << 8, /* read-only: the image locks let others write */
+};
+
+/* What becomes of zeroes that clients write as data; for who writes to the node. */
+enum node_detect_zeroes {
+    NODE_DETECT_ZEROES_OFF,
+    NODE_DETECT_ZEROES_ON,
+    NODE_DETECT_ZEROES_UNMAP,
 };
 
 /* What a set of nodes is opened with. Owned by the caller; outlives the nodes. */
@@ -52,6 +60,13 @@ enum {
     PERM_ALL = 15,
 };
 
+/* An open file that has no path, and how much of it may be used. */
+struct node_descriptor {
+    int fd;
+    const char *name;   /* what messages call it */
+    uint64_t bytes_max; /* beyond, the storage is full */
+};
+
 /* One open, handed from the core to drivers. */
 struct node_open {
     const struct block_context *context;
@@ -64,7 +79,8 @@ struct node_open {
     unsigned shared;     /* PERM_* that others may have at the same time */
 
     struct node *given_file; /* what node_open_file gives instead of opening; the reference moves */
-    json_t *backing;         /* set by node_open_backing: the tree that the core opens afterwards */
+    const struct node_descriptor *given_descriptor; /* the same for a file; NULL once it is taken */
+    json_t *backing; /* set by node_open_backing: the tree that the core opens afterwards */
 };
 
 /* A file by identity, to refuse cycles and to name nodes in messages. */
@@ -107,6 +123,7 @@ struct node {
     bool tracks_changes; /* the driver is told of changes; it may set and clear this later, too */
 
     /* Core. */
+    enum node_detect_zeroes detect_zeroes; /* asked for by the options of the node */
     struct range_locks locks;
     uint64_t write_generation;   /* protocols: bumped when a change has ended */
     uint64_t flushed_generation; /* changes up to here are durable */
@@ -127,10 +144,19 @@ int node_open_image(const struct block_context *context, const char *filename, c
                     struct error *error);
 
 /*
+ * Opens an image by options, as a user writes them: as node_open_tree, but where "driver" is
+ * missing the format is looked for in "file".  *ret_guessed_raw as for node_open_image.  `format`
+ * (NULL: none) comes before "driver".
+ */
+int node_open_options(const struct block_context *context, json_t *options, const char *format,
+                      unsigned flags, struct node **ret, bool *ret_guessed_raw,
+                      struct error *error);
+
+/*
  * Opens a tree of options: "driver" names the driver (none: "file" for an object with "filename"),
  * the rest is the driver's; but "snapshot", for formats with internal snapshots, lets the node show
- * one of them, read-only (its text: block_snapshot_choice_parse).  For --image-opts and for drivers
- * that are given a child as a tree.
+ * one of them, read-only (its text: block_snapshot_choice_parse).  A "backing" without "driver" is
+ * looked at for its format.  All nodes have the options of open_options.c.
  */
 int node_open_tree(const struct block_context *context, json_t *tree, unsigned flags,
                    struct node **ret, struct error *error);
@@ -141,6 +167,21 @@ int node_open_tree(const struct block_context *context, json_t *tree, unsigned f
  */
 int node_open_window(const struct block_context *context, struct node *file, uint64_t offset,
                      struct node **ret, struct error *error);
+
+/*
+ * Opens a tree of options for a format above `file`; takes the reference to `file`, also on
+ * failure.
+ */
+int node_open_above(const struct block_context *context, json_t *tree, struct node *file,
+                    struct node **ret, struct error *error);
+
+/*
+ * Opens a file that this process has open, for reading and writing, without image locks; takes the
+ * descriptor, also on failure.
+ */
+int node_open_descriptor(const struct block_context *context,
+                         const struct node_descriptor *descriptor, unsigned flags,
+                         struct node **ret, struct error *error);
 
 /*
  * For drivers: opens the child named by option `key` ("file") of open->options, which may be an

@@ -8,12 +8,11 @@
  * files an image may name, how deep a chain may be, that it never comes back to a file it has
  * already, and which permissions a file is opened with.
  */
-#include "base/buffer.h"
+#include "blockcore/open.h"
 #include "base/sys.h"
 #include "base/trace.h"
 #include "blockcore/block.h"
 #include "blockcore/drivers.h"
-#include "blockcore/foreign.h"
 #include "blockcore/path.h"
 #include "blockcore/snapshot.h"
 
@@ -24,11 +23,6 @@
 #include <sys/stat.h>
 
 static const struct option_row no_options[] = {{0}};
-
-static int out_of_memory(struct error *error)
-{
-    return error_set(error, ENOMEM, "out of memory");
-}
 
 /* Takes the string at `key` out of the tree. *ret is NULL when there is none; freed by the caller.
  */
@@ -62,8 +56,7 @@ static const char *protocol_for(const char *filename)
     return name;
 }
 
-/* A tree for the file at a path, which may be any bytes. NULL: out of memory. */
-static json_t *file_tree(const char *filename)
+json_t *open_file_tree(const char *filename)
 {
     json_t *tree = json_pack("{s:s}", "driver", protocol_for(filename));
 
@@ -71,22 +64,6 @@ static json_t *file_tree(const char *filename)
         return tree;
     json_decref(tree);
     return NULL;
-}
-
-/* Lists what there is. */
-static int unknown_driver(const struct driver *const *drivers, const char *name, bool only_formats,
-                          struct error *error)
-{
-    char shown[64], known[512] = "";
-    size_t used = 0;
-
-    for (; *drivers; drivers++) {
-        if ((!only_formats || (*drivers)->kind == DRIVER_FORMAT) && used < sizeof(known))
-            used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s",
-                                     used > 0 ? ", " : "", (*drivers)->name);
-    }
-    return error_set(error, EINVAL, "Unknown driver '%s'; there are: %s",
-                     error_escape(shown, sizeof(shown), name, strlen(name)), known);
 }
 
 static int find_driver(const struct node_open *open, const struct driver **ret, struct error *error)
@@ -101,7 +78,8 @@ static int find_driver(const struct node_open *open, const struct driver **ret, 
         return error_set(error, EINVAL, "the options of a node name no 'driver'");
     *ret = driver_find(open->context->drivers, name ? name : protocol_for(filename));
     if (!*ret)
-        err = unknown_driver(open->context->drivers, name ? name : driver_file.name, false, error);
+        err = open_unknown_driver(open->context->drivers, name ? name : driver_file.name, false,
+                                  error);
     free(name);
     return err;
 }
@@ -187,10 +165,13 @@ static int load_snapshot(struct node *node, const char *text, struct error *erro
 static int open_one(struct node_open *open, struct node **ret, struct error *error)
 {
     const struct driver *driver = NULL;
+    enum node_detect_zeroes detect_zeroes = NODE_DETECT_ZEROES_OFF;
     char *snapshot = NULL;
     struct node *node;
     int err = find_driver(open, &driver, error);
 
+    if (err == 0)
+        err = open_common_options(open, &detect_zeroes, error);
     if (err == 0 && driver->snapshots)
         err = take_string(open->options, "snapshot", &snapshot, error);
     if (err < 0)
@@ -200,6 +181,7 @@ static int open_one(struct node_open *open, struct node **ret, struct error *err
         free(snapshot);
         return out_of_memory(error);
     }
+    node->detect_zeroes = detect_zeroes;
     err = driver->open(node, open, error);
     if (err == 0)
         err = options_finish(open->options, driver->options ? driver->options : no_options,
@@ -230,19 +212,21 @@ static int open_chain(struct node *node, struct node_open *open, struct error *e
         struct node_open next = {
             .context = open->context,
             .options = tree,
-            .flags = open->flags & (NODE_NO_CACHE | NODE_NO_LOCK | NODE_NO_DATA),
+            .flags = node->flags & (NODE_NO_CACHE | NODE_NO_LOCK | NODE_NO_DATA | NODE_FORCE_SHARE),
             .depth = node->depth + 1,
             .parent = node,
             .perm = PERM_CONSISTENT_READ,
             .shared = PERM_ALL & ~(unsigned)(PERM_WRITE | PERM_RESIZE),
         };
-        int err;
+        int err = 0;
 
         open->backing = NULL;
         if (next.depth > NODE_DEPTH_MAX)
             err = error_set(error, ELOOP, "the backing chain is longer than %d files",
                             NODE_DEPTH_MAX);
-        else
+        else if (!json_object_get(tree, "driver"))
+            err = open_name_driver(open->context, tree, next.flags, NULL, error);
+        if (err == 0)
             err = open_one(&next, &node->backing, error);
         json_decref(tree);
         if (err < 0) {
@@ -295,20 +279,52 @@ int node_open_tree(const struct block_context *context, json_t *tree, unsigned f
     return open_tree(&open, ret, error);
 }
 
-int node_open_window(const struct block_context *context, struct node *file, uint64_t offset,
-                     struct node **ret, struct error *error)
+int node_open_above(const struct block_context *context, json_t *tree, struct node *file,
+                    struct node **ret, struct error *error)
 {
     struct node_open open = {
         .context = context,
+        .options = tree ? json_deep_copy(tree) : NULL,
         .flags = file->flags,
         .given_file = file,
     };
+    int err = open.options ? open_one(&open, ret, error) : out_of_memory(error);
+
+    json_decref(open.options);
+    json_decref(open.backing);
+    node_unref(open.given_file); /* not taken when the driver failed before */
+    return err;
+}
+
+int node_open_window(const struct block_context *context, struct node *file, uint64_t offset,
+                     struct node **ret, struct error *error)
+{
+    enum node_detect_zeroes detect_zeroes = file->detect_zeroes;
+    json_t *tree = json_pack("{s:s, s:I}", "driver", driver_raw.name, "offset", (json_int_t)offset);
+    int err = node_open_above(context, tree, file, ret, error);
+
+    json_decref(tree);
+    if (err == 0)
+        (*ret)->detect_zeroes = detect_zeroes;
+    return err;
+}
+
+int node_open_descriptor(const struct block_context *context,
+                         const struct node_descriptor *descriptor, unsigned flags,
+                         struct node **ret, struct error *error)
+{
+    struct node_open open = {
+        .context = context,
+        .options = json_pack("{s:s}", "driver", driver_file.name),
+        .flags = flags | NODE_NO_LOCK,
+        .given_descriptor = descriptor,
+    };
     int err;
 
-    open.options = json_pack("{s:s, s:I}", "driver", driver_raw.name, "offset", (json_int_t)offset);
     err = open.options ? open_one(&open, ret, error) : out_of_memory(error);
     json_decref(open.options);
-    node_unref(open.given_file); /* not taken when raw failed before */
+    if (open.given_descriptor)
+        sys->close(descriptor->fd);
     return err;
 }
 
@@ -343,7 +359,7 @@ static int take_file_tree(struct node_open *open, json_t **ret, struct error *er
         return err;
     if (!filename)
         return error_set(error, EINVAL, "a node of a format needs 'file', the node it is kept in");
-    *ret = file_tree(filename);
+    *ret = open_file_tree(filename);
     free(filename);
     return *ret ? 0 : out_of_memory(error);
 }
@@ -358,7 +374,7 @@ int node_open_file(struct node *node, struct node_open *open, unsigned perm, uns
         .file_depth = open->file_depth + 1,
         .parent = node,
         .perm = perm,
-        .shared = shared,
+        .shared = open->flags & NODE_FORCE_SHARE ? (unsigned)PERM_ALL : shared,
     };
     int err;
 
@@ -399,7 +415,7 @@ static int take_child_tree(struct node *node, struct node_open *open, const char
                 : path_named_by(node, what, name, length, &path, error);
     if (err < 0)
         return err;
-    *ret = file_tree(path);
+    *ret = open_file_tree(path);
     free(path);
     return *ret ? 0 : out_of_memory(error);
 }
@@ -478,7 +494,10 @@ int node_open_backing(struct node *node, struct node_open *open, const char *nam
     int err;
 
     if (given) {
-        if (!json_is_object(given) && !json_is_null(given))
+        /* The key=value form has no null: an empty name stands for it. */
+        const char *text = json_string_value(given);
+
+        if (!json_is_object(given) && !json_is_null(given) && !(text && !*text))
             return error_set(error, EINVAL,
                              "the option 'backing' of a node must be a set of options, or null");
         open->backing = json_is_object(given) ? json_incref(given) : NULL;
@@ -495,91 +514,7 @@ int node_open_backing(struct node *node, struct node_open *open, const char *nam
         free(path);
         return err;
     }
-    open->backing = json_pack("{s:s, s:o}", "driver", format, "file", file_tree(path));
+    open->backing = json_pack("{s:s, s:o}", "driver", format, "file", open_file_tree(path));
     free(path);
     return open->backing ? 0 : out_of_memory(error);
-}
-
-/* Names the format of the probed file, unless it is one that cannot be opened. */
-static int judge_probe(const struct block_context *context, const struct probe *probe,
-                       const struct node *file, const char **ret, bool *ret_guessed_raw,
-                       struct error *error)
-{
-    const struct driver *driver = driver_probe(context->drivers, probe);
-    const char *foreign = driver ? NULL : foreign_format(probe);
-
-    if (foreign)
-        return error_set(error, ENOTSUP,
-                         "%s looks like a %s image, a format that is not supported; "
-                         "--format=raw serves the file as it is",
-                         node_name(file), foreign);
-    *ret = driver ? driver->name : driver_raw.name;
-    *ret_guessed_raw = !driver;
-    return 0;
-}
-
-/* Reads the start of the file and names its format; "raw" when no known one shows. */
-static int probe_format(const struct block_context *context, json_t *file, unsigned flags,
-                        const char **ret, bool *ret_guessed_raw, struct error *error)
-{
-    struct probe probe;
-    struct node *node;
-    uint8_t *data;
-    int err = node_open_tree(context, file, (flags & NODE_NO_CACHE) | NODE_NO_LOCK, &node, error);
-
-    if (err < 0)
-        return err;
-    data = buffer_get(PROBE_BYTES);
-    if (!data) {
-        node_unref(node);
-        return out_of_memory(error);
-    }
-    probe = (struct probe){data, min_u64(node->size, PROBE_BYTES), node->size};
-    err = block_read(node, data, probe.length, 0);
-    if (err < 0)
-        error_set_errno(error, -err, "cannot read the start of %s", node_name(node));
-    else
-        err = judge_probe(context, &probe, node, ret, ret_guessed_raw, error);
-    buffer_put(data, PROBE_BYTES);
-    node_unref(node);
-    return err;
-}
-
-static int check_format(const struct block_context *context, const char *format,
-                        struct error *error)
-{
-    const struct driver *driver = driver_find(context->drivers, format);
-
-    if (driver && driver->kind == DRIVER_FORMAT)
-        return 0;
-    return unknown_driver(context->drivers, format, true, error);
-}
-
-int node_open_image(const struct block_context *context, const char *filename, const char *format,
-                    json_t *options, unsigned flags, struct node **ret, bool *ret_guessed_raw,
-                    struct error *error)
-{
-    json_t *file = file_tree(filename), *tree = NULL;
-    bool guessed_raw = false;
-    int err = 0;
-
-    if (!file)
-        return out_of_memory(error);
-    if (format)
-        err = check_format(context, format, error);
-    else
-        err = probe_format(context, file, flags, &format, &guessed_raw, error);
-    if (err == 0) {
-        tree = options ? json_deep_copy(options) : json_object();
-        if (!tree || json_object_set_new(tree, "driver", json_string(format)) < 0 ||
-            json_object_set(tree, "file", file) < 0)
-            err = out_of_memory(error);
-    }
-    if (err == 0)
-        err = node_open_tree(context, tree, flags, ret, error);
-    json_decref(tree);
-    json_decref(file);
-    if (ret_guessed_raw)
-        *ret_guessed_raw = guessed_raw;
-    return err;
 }

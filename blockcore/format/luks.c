@@ -177,14 +177,15 @@ static int write_image(const struct create *o, struct luks_header *header, struc
 }
 
 static int create(const struct create *o, struct luks_header *header,
-                  const struct block_context *context, const char *filename, struct error *error)
+                  const struct block_create_target *target, struct error *error)
 {
     const struct secret *secret;
     struct node *file;
-    int err = luks_find_secret(context->secrets, "key-secret", o->luks.key_secret, &secret, error);
+    int err = luks_find_secret(target->context->secrets, "key-secret", o->luks.key_secret, &secret,
+                               error);
 
     if (err == 0)
-        err = block_create_file(context, filename, &file, error);
+        err = block_create_file(target, &file, error);
     if (err < 0)
         return err;
     err = write_image(o, header, file, secret, error);
@@ -192,15 +193,15 @@ static int create(const struct create *o, struct luks_header *header,
     return err;
 }
 
-static int luks_format_create(const struct block_context *context, const char *filename,
-                              json_t *options, struct error *error)
+static int luks_format_create(const struct block_create_target *target, json_t *options,
+                              struct error *error)
 {
     struct luks_header header;
     struct create o;
     int err = take_options(options, &o, &header, error);
 
     if (err == 0)
-        err = create(&o, &header, context, filename, error);
+        err = create(&o, &header, target, error);
     options_release(luks_create_rows, &o);
     return err;
 }

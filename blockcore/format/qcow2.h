@@ -221,8 +221,7 @@ int qcow2_check(struct node *node, struct block_check *check, struct error *erro
 
 /* qcow2_create.c */
 extern const struct option_row qcow2_create_options[];
-int qcow2_create(const struct block_context *context, const char *filename, json_t *options,
-                 struct error *error);
+int qcow2_create(const struct block_create_target *target, json_t *options, struct error *error);
 int qcow2_measure(json_t *options, struct block_measure *ret, struct error *error);
 
 /* qcow2_snapshot.c */

@@ -428,17 +428,19 @@ static int check_header(const struct create *o, uint8_t *buffer, struct error *e
 }
 
 /* The data file, as long as the disk; sparse unless preallocation is asked for. */
-static int create_data_file(const struct create *o, const struct block_context *context,
-                            const char *filename, struct error *error)
+static int create_data_file(const struct create *o, const struct block_create_target *target,
+                            struct error *error)
 {
     enum preallocation mode = (enum preallocation)o->preallocation;
     struct node *node;
+    struct block_create_target data = {.context = target->context};
     char *path;
-    int err = path_beside(filename, o->data_file, strlen(o->data_file), &path, error);
+    int err = path_beside(target->filename, o->data_file, strlen(o->data_file), &path, error);
 
     if (err < 0)
         return err;
-    err = block_create_file(context, path, &node, error);
+    data.filename = path;
+    err = block_create_file(&data, &node, error);
     free(path);
     if (err < 0)
         return err;
@@ -452,19 +454,18 @@ static int create_data_file(const struct create *o, const struct block_context *
     return err;
 }
 
-static int create(struct create *o, const struct block_context *context, const char *filename,
-                  struct error *error)
+static int create(struct create *o, const struct block_create_target *target, struct error *error)
 {
     uint8_t *buffer = buffer_get(o->cluster_size);
     struct node *file;
     int err = buffer ? check_header(o, buffer, error) : error_set(error, ENOMEM, "out of memory");
 
     if (err == 0 && o->external)
-        err = create_data_file(o, context, filename, error);
+        err = create_data_file(o, target, error);
     if (err == 0)
-        err = qcow2_crypt_create_find_secret(&o->crypt, context, error);
+        err = qcow2_crypt_create_find_secret(&o->crypt, target->context, error);
     if (err == 0)
-        err = block_create_file(context, filename, &file, error);
+        err = block_create_file(target, &file, error);
     if (err == 0) {
         err = write_all(o, file, buffer, error);
         node_unref(file);
@@ -474,8 +475,7 @@ static int create(struct create *o, const struct block_context *context, const c
     return err;
 }
 
-int qcow2_create(const struct block_context *context, const char *filename, json_t *options,
-                 struct error *error)
+int qcow2_create(const struct block_create_target *target, json_t *options, struct error *error)
 {
     struct create o;
     int err = take_options(options, &o, error);
@@ -483,7 +483,7 @@ int qcow2_create(const struct block_context *context, const char *filename, json
     if (err == 0)
         err = plan(&o, error);
     if (err == 0)
-        err = create(&o, context, filename, error);
+        err = create(&o, target, error);
     options_release(qcow2_create_options, &o);
     return err;
 }

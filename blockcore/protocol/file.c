@@ -23,10 +23,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum file_aio { FILE_AIO_THREADS, FILE_AIO_NATIVE, FILE_AIO_IO_URING, FILE_AIO_DEFAULT };
+
+static const char *const aio_words[] = {"threads", "native", "io_uring", NULL};
+
 struct file {
     char *filename; /* option */
     bool locking;   /* option */
+    int aio;        /* option: enum file_aio */
     int fd;
+    uint64_t bytes_max; /* the file cannot be larger */
     struct io_file io;
     bool io_ready;
     bool block_device;
@@ -41,6 +47,7 @@ static const struct option_row file_options[] = {
     {"filename", OPTION_STRING, offsetof(struct file, filename), NULL, "path of the file"},
     {"locking", OPTION_BOOL, offsetof(struct file, locking), NULL,
      "take image locks, so that no other program uses the image in a way that harms"},
+    {"aio", OPTION_ENUM, offsetof(struct file, aio), aio_words, "engine for its I/O"},
     {0},
 };
 
@@ -110,23 +117,49 @@ static int open_limits(struct node *node, struct file *file, unsigned flags, str
     return 0;
 }
 
-static int file_open(struct node *node, struct node_open *open, struct error *error)
+/* The file that the node is, by its name or as it was handed over. */
+static int take_options(struct node *node, struct node_open *open, struct error *error)
 {
+    const struct node_descriptor *given = open->given_descriptor;
     struct file *file = node->state;
-    const struct io_engine *engine = open->context->engine;
     int err;
 
-    file->fd = -1;
+    open->given_descriptor = NULL;
+    file->fd = given ? given->fd : -1;
+    file->bytes_max = given ? given->bytes_max : OFFSET_MAX;
     file->locking = true;
+    file->aio = FILE_AIO_DEFAULT;
     err = options_take(open->options, file_options, file, "a file", error);
     if (err < 0)
         return err;
-    if (!file->filename || !*file->filename)
+    if (!given && (!file->filename || !*file->filename))
         return error_set(error, EINVAL, "a file node needs 'filename', the path of an image");
-    node->filename = strdup(file->filename);
-    if (!node->filename)
-        return error_set(error, ENOMEM, "out of memory");
-    err = open_descriptor(file, open->flags, error);
+    if (file->aio == FILE_AIO_NATIVE && !(open->flags & NODE_NO_CACHE))
+        return error_set(error, EINVAL,
+                         "aio=native was specified, but it requires cache.direct=on, which was not "
+                         "specified");
+    node->filename = strdup(given ? given->name : file->filename);
+    return node->filename ? 0 : error_set(error, ENOMEM, "out of memory");
+}
+
+static const struct io_engine *engine_of(const struct file *file, const struct node_open *open)
+{
+    if (file->aio == FILE_AIO_DEFAULT)
+        return open->context->engine;
+    if (file->aio == FILE_AIO_NATIVE)
+        return NULL;
+    return file->aio == FILE_AIO_THREADS ? &io_engine_threads : &io_engine_uring;
+}
+
+static int file_open(struct node *node, struct node_open *open, struct error *error)
+{
+    struct file *file = node->state;
+    int err = take_options(node, open, error);
+
+    if (err < 0)
+        return err;
+    if (file->fd < 0)
+        err = open_descriptor(file, open->flags, error);
     if (err == 0)
         err = check_type(node, file, error);
     if (err == 0)
@@ -134,7 +167,8 @@ static int file_open(struct node *node, struct node_open *open, struct error *er
     if (err == 0 && file->locking && !(open->flags & NODE_NO_LOCK))
         err = file_lock(file->fd, open->perm, open->shared, file->filename, error);
     if (err == 0)
-        err = io_file_init(&file->io, file->fd, open->flags & NODE_NO_CACHE, engine, error);
+        err = io_file_init(&file->io, file->fd, open->flags & NODE_NO_CACHE, engine_of(file, open),
+                           error);
     file->io_ready = err == 0;
     return err;
 }
@@ -181,14 +215,23 @@ static int file_preadv_nowait(struct node *node, const struct iovec *iov, int io
     return (size_t)n == iov_length(iov, iovcnt) ? 0 : -EAGAIN;
 }
 
+/* Whether the file may reach as far. */
+static int check_end(const struct file *file, uint64_t offset, uint64_t length)
+{
+    if (!range_within(offset, length, OFFSET_MAX))
+        return -EFBIG;
+    return range_within(offset, length, file->bytes_max) ? 0 : -ENOSPC;
+}
+
 static int file_pwritev(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset)
 {
     struct file *file = node->state;
     size_t length = iov_length(iov, iovcnt);
     int err;
 
-    if (!range_within(offset, length, OFFSET_MAX))
-        return -EFBIG;
+    err = check_end(file, offset, length);
+    if (err < 0)
+        return err;
     err = io_writev(&file->io, iov, iovcnt, offset);
     TRACE(file_io, "%s write offset %" PRIu64 " length %zu: %d", node_name(node), offset, length,
           err);
@@ -302,10 +345,11 @@ static int file_zero(struct node *node, uint64_t offset, uint64_t length, unsign
 {
     struct file *file = node->state;
     uint64_t end = offset + length;
-    int err = -EOPNOTSUPP;
+    int err = check_end(file, offset, length);
 
-    if (!range_within(offset, length, OFFSET_MAX))
-        return -EFBIG;
+    if (err < 0)
+        return err;
+    err = -EOPNOTSUPP;
     if (file->block_device && end > node->size)
         return -ENOSPC;
     if ((flags & ZERO_MAY_UNMAP) && end <= node->size)
@@ -356,9 +400,12 @@ static int file_resize(struct node *node, uint64_t size, struct error *error)
 
     if (file->block_device)
         return error_set(error, ENOTSUP, "%s is a device: its size is fixed", node_name(node));
-    do {
-        err = sys->ftruncate(file->fd, size);
-    } while (err == -EINTR);
+    err = check_end(file, size, 0);
+    if (err == 0) {
+        do {
+            err = sys->ftruncate(file->fd, size);
+        } while (err == -EINTR);
+    }
     if (err < 0)
         return error_set_errno(error, -err, "cannot make %s %" PRIu64 " bytes long",
                                node_name(node), size);
