@@ -22,7 +22,8 @@ struct node *node_ref(struct node *node)
 static void flush_before_close(struct node *node)
 {
     bool told = node->flush_failed;
-    int err = node->opened && !node->parent ? block_flush(node) : 0;
+    bool flush = node->opened && !node->parent && !(node->flags & NODE_TEMPORARY);
+    int err = flush ? block_flush(node) : 0;
 
     if (err < 0 && !told)
         log_error("flushing %s before it is closed failed: %s", node_name(node), strerror(-err));

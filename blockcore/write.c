@@ -256,6 +256,9 @@ int block_flush(struct node *node)
         return protocol_flush(node);
     if (node->driver->flush)
         err = node->driver->flush(node);
+    /* Tables that find no room stay in memory, which is enough for what will be lost anyway. */
+    if (err == -ENOSPC && (node->flags & NODE_TEMPORARY))
+        err = 0;
     if (err == 0 && node->file)
         err = block_flush(node->file);
     for (size_t i = 0; i < node->children_count && err == 0; i++)

@@ -21,7 +21,7 @@ LAYERS = {
 }
 # What blockcore shows to the layers above it.
 BLOCKCORE_PUBLIC = ("bitmap.h", "block.h", "check.h", "create.h", "node.h", "driver.h", "drivers.h",
-                    "luks.h", "range_lock.h", "snapshot.h")
+                    "luks.h", "overlay.h", "range_lock.h", "snapshot.h")
 # Headers of other libraries, and the files that may include them.
 HOMES = {
     r"ev\.h": ("base/reactor.c",),
