@@ -83,6 +83,18 @@ static int after_load_snapshot(void *target, struct error *error)
     return after_per_device(target, error);
 }
 
+static int after_snapshot_memory(void *target, struct error *error)
+{
+    struct arguments *a = target;
+
+    if (a->overlay_memory == 0)
+        return error_set(error, EINVAL,
+                         "Invalid size '0' of --snapshot-memory: what is written needs some room, "
+                         "and the tables of an empty overlay take 256k or more");
+    a->overlay = true;
+    return 0;
+}
+
 static int after_detect_zeroes(void *target, struct error *error)
 {
     const struct arguments *a = target;
@@ -307,6 +319,12 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "secret (see --object) that unlocks the image, which is encrypted; with --format=luks "
              "or qcow2"},
+    {.name = "image-opts",
+     .kind = CLI_FLAG,
+     TARGET(image_opts),
+     .group = GROUP_IMAGE,
+     .help = "FILE is no name but options: driver=FORMAT,file.filename=PATH and more, or "
+             "json:{...}"},
     {.name = "read-only",
      .letter = 'r',
      .kind = CLI_FLAG,
@@ -320,6 +338,23 @@ static const struct cli_row rows[] = {
      .after = after_per_device,
      .group = GROUP_IMAGE,
      .help = "let other programs write to a raw image at the same time"},
+    {.name = "snapshot",
+     .letter = 's',
+     .kind = CLI_FLAG,
+     TARGET(overlay),
+     .group = GROUP_IMAGE,
+     .help = "keep what clients write in a temporary file, which is lost at the end; the image is "
+             "opened read-only"},
+    {.name = "snapshot-memory",
+     .exact = true,
+     .argument = "SIZE",
+     .kind = CLI_SIZE,
+     TARGET(overlay_memory),
+     .invalid = "Invalid size of --snapshot-memory: '",
+     .expected = "a number of bytes is needed, or one with a suffix such as 512M",
+     .after = after_snapshot_memory,
+     .group = GROUP_IMAGE,
+     .help = "the same in memory, up to SIZE; then there is no space left"},
     {.name = "load-snapshot",
      .letter = 'l',
      .argument = "SNAPSHOT",
@@ -478,8 +513,7 @@ static const struct cli_row rows[] = {
 
 /* Options of qemu-nbd that are no mistake, only not there yet. */
 static const struct cli_later later[] = {
-    {"connect", 'c'},     {"disconnect", 'd'}, {"image-opts", 0}, {"partition", 'P'},
-    {"selinux-label", 0}, {"snapshot", 's'},   {NULL, 0},
+    {"connect", 'c'}, {"disconnect", 'd'}, {"partition", 'P'}, {"selinux-label", 0}, {NULL, 0},
 };
 
 _Static_assert(ARRAY_SIZE(rows) + ARRAY_SIZE(later) <= CLI_ROWS_MAX,
@@ -521,6 +555,10 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
         return error_set(error, EINVAL,
                          "Invalid number of arguments: one image is needed, %d given",
                          argc - first);
+    }
+    if (ret->image_opts) {
+        ret->image = argv[first];
+        return 0;
     }
     return image_name_path(argv[first], &ret->image, error);
 }
@@ -641,6 +679,10 @@ static int check_image(const struct arguments *a, struct error *error)
         return error_set(error, EINVAL,
                          "aio=native was specified, but it needs direct I/O, which was not: add "
                          "--cache=none or --cache=directsync");
+    if (a->image_opts && a->format)
+        return error_set(error, EINVAL,
+                         "--image-opts and -f are mutually exclusive: the options say the format "
+                         "(driver=...)");
     if (!*a->image)
         return error_set(error, EINVAL, "Failed to open '': the name of the image is empty");
     if (a->pid_file && !*a->pid_file)

@@ -24,7 +24,7 @@ enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 
 struct arguments {
     int action;         /* enum arguments_action */
-    const char *image;  /* path */
+    const char *image;  /* path, or options */
     bool json;          /* of ACTION_LIST */
     struct nbd_uri uri; /* of ACTION_LIST; its strings are used below */
     bool per_device;    /* an option was given that says what or how to serve */
@@ -51,11 +51,14 @@ struct arguments {
     const char *tls_authz;
     const char *tls_hostname; /* that the server's certificate has to be for */
 
+    bool image_opts;        /* the image is key=value,... (json:{...} is known by itself) */
     const char *format;     /* NULL: probe */
     const char *key_secret; /* id of the secret that unlocks the image, or NULL */
     const char *snapshot;   /* of the image, that is exported; NULL: the disk as it is */
     bool read_only;
-    bool allow_writers; /* raw: others may write to the image too */
+    bool allow_writers;      /* raw: others may write to the image too */
+    bool overlay;            /* writes go to a temporary image */
+    uint64_t overlay_memory; /* bytes of memory to keep it in; 0: a file */
     uint64_t offset;
     int cache;         /* enum cache_mode */
     int aio;           /* enum aio_mode */

@@ -170,6 +170,8 @@ static int bad_value(const struct parser *p, const struct cli_row *row, const ch
     char words[256] = "";
     size_t used = 0;
 
+    if (row->expected && row->max == 0)
+        return error_set(p->error, EINVAL, "%s%s': %s", row->invalid, value, row->expected);
     if (row->expected)
         return error_set(p->error, EINVAL, "%s%s': %s; at most %" PRIu64, row->invalid, value,
                          row->expected, row->max);
@@ -221,6 +223,8 @@ static int set_target(const struct parser *p, const struct cli_row *row, const c
         return 0;
     case CLI_NUMBER:
         return number_parse(value, row->max, target) < 0 ? bad_value(p, row, value) : 0;
+    case CLI_SIZE:
+        return size_parse(value, target) < 0 ? bad_value(p, row, value) : 0;
     case CLI_WORD:
         return set_word(p, row, value);
     case CLI_LIST:

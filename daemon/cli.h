@@ -22,6 +22,7 @@ enum cli_kind {
     CLI_CONSTANT, /* int: set to `constant` */
     CLI_STRING,   /* const char *: points into argv */
     CLI_NUMBER,   /* uint64_t: number_parse() up to `max` */
+    CLI_SIZE,     /* uint64_t: size_parse() */
     CLI_WORD,     /* int: the value of one of `words` */
     CLI_LIST,     /* struct cli_list: one item more */
 };

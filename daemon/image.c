@@ -1,18 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * From the words of the command line to an open node.  With --offset, that is a raw node over the
- * disk that skips its start.
+ * From the words of the command line to an open node.  With --snapshot, a temporary image lies over
+ * the disk, which is opened read-only.  With --offset, a raw node over that skips its start.
  */
 #include "daemon/image.h"
 
 #include "base/io.h"
 #include "base/options.h"
 #include "blockcore/drivers.h"
+#include "blockcore/overlay.h"
 #include "blockcore/snapshot.h"
+#include "daemon/image_name.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const struct cache_flags {
@@ -43,14 +46,20 @@ struct block_context image_context(const struct arguments *arguments,
 
 bool image_write_through(const struct arguments *arguments)
 {
-    return cache_modes[arguments->cache].write_through;
+    return cache_modes[arguments->cache].write_through && !image_has_overlay(arguments);
+}
+
+/* Read-only, there is nothing to keep. */
+bool image_has_overlay(const struct arguments *arguments)
+{
+    return arguments->overlay && !arguments->read_only;
 }
 
 static unsigned open_flags(const struct arguments *arguments)
 {
     unsigned flags = cache_modes[arguments->cache].flags;
 
-    if (!arguments->read_only)
+    if (!arguments->read_only && !arguments->overlay)
         flags |= NODE_WRITABLE;
     if (arguments->discard)
         flags |= NODE_UNMAP;
@@ -77,7 +86,8 @@ static int key_options(const struct arguments *arguments, json_t **ret, struct e
     return *ret ? 0 : error_set(error, EINVAL, "no secret can have the id of --key-secret");
 }
 
-static int open_disk(const struct block_context *context, const struct arguments *arguments,
+/* The image by its name. */
+static int open_name(const struct block_context *context, const struct arguments *arguments,
                      struct node **ret, bool *ret_guessed_raw, struct error *error)
 {
     json_t *options;
@@ -158,6 +168,49 @@ static void hint_at_option(const struct arguments *arguments, int err, struct er
                   arguments->image);
 }
 
+/* The image as options. */
+static int open_options(const struct block_context *context, const struct arguments *arguments,
+                        struct node **ret, bool *ret_guessed_raw, struct error *error)
+{
+    json_t *options;
+    int err = options_parse(arguments->image, "file", &options, error);
+
+    if (err < 0)
+        return err;
+    err = node_open_options(context, options, arguments->format, open_flags(arguments), ret,
+                            ret_guessed_raw, error);
+    json_decref(options);
+    return err;
+}
+
+static int open_disk(const struct block_context *context, const struct arguments *arguments,
+                     struct node **ret, bool *ret_guessed_raw, struct error *error)
+{
+    if (arguments->image_opts || image_name_is_json(arguments->image))
+        return open_options(context, arguments, ret, ret_guessed_raw, error);
+    return open_name(context, arguments, ret, ret_guessed_raw, error);
+}
+
+/* Where temporary files go that may become large: not /tmp, which often is in memory. */
+static const char *temporary_directory(void)
+{
+    const char *directory = getenv("TMPDIR");
+
+    return directory && *directory && strcmp(directory, "/tmp") != 0 ? directory : "/var/tmp";
+}
+
+/* Puts the temporary image over *disk; on failure *disk is gone. */
+static int add_overlay(const struct block_context *context, const struct arguments *arguments,
+                       struct node **disk, struct error *error)
+{
+    struct overlay_place place = {temporary_directory(), OFFSET_MAX};
+    unsigned flags = open_flags(arguments) | (*disk)->flags;
+
+    if (arguments->overlay_memory > 0)
+        place = (struct overlay_place){NULL, arguments->overlay_memory};
+    return node_open_overlay(context, *disk, &place, flags, disk, error);
+}
+
 int image_open(const struct block_context *context, const struct arguments *arguments,
                struct node **ret, bool *ret_guessed_raw, struct error *error)
 {
@@ -177,7 +230,9 @@ int image_open(const struct block_context *context, const struct arguments *argu
         node_unref(disk);
         return err;
     }
-    if (arguments->offset > 0)
+    if (image_has_overlay(arguments))
+        err = add_overlay(context, arguments, &disk, error);
+    if (err == 0 && arguments->offset > 0)
         err = node_open_window(context, disk, arguments->offset, &disk, error);
     if (err < 0) {
         name_image(arguments->image, error);

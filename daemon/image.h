@@ -10,6 +10,9 @@
 struct block_context image_context(const struct arguments *arguments,
                                    const struct secret_store *secrets);
 
+/* Whether writes go to a temporary image instead of the one that was named. */
+bool image_has_overlay(const struct arguments *arguments);
+
 /*
  * Opens the image, behind --offset where there is one.  *ret_guessed_raw: no format was given and
  * none was recognized.  In a coroutine.  The caller drops *ret with node_unref().

@@ -10,26 +10,27 @@
 
 #define NAME_SHOWN 200
 
+bool image_name_is_json(const char *name)
+{
+    static const char json[] = "json:";
+
+    return !strncmp(name, json, strlen(json));
+}
+
 int image_name_path(const char *name, const char **ret_path, struct error *error)
 {
-    static const char file[] = "file:", json[] = "json:";
+    static const char file[] = "file:";
     size_t protocol = strcspn(name, ":/");
     char shown[NAME_SHOWN], prefix[64];
 
     *ret_path = name;
-    if (name[protocol] != ':')
+    if (name[protocol] != ':' || image_name_is_json(name))
         return 0;
     if (!strncmp(name, file, strlen(file))) {
         *ret_path = name + strlen(file);
         return 0;
     }
     error_escape(shown, sizeof(shown), name, strlen(name));
-    if (!strncmp(name, json, strlen(json)))
-        return error_set(
-            error, EINVAL,
-            "Failed to open '%s': images described in JSON are not supported yet; give "
-            "the path of a file or device",
-            shown);
     return error_set(
         error, EINVAL,
         "Failed to open '%s': the protocol '%s' is not supported yet; give the path of "

@@ -5,11 +5,16 @@
 
 #include "base/error.h"
 
+#include <stdbool.h>
+
+/* Whether the name is json:{...}, the options of an image. */
+bool image_name_is_json(const char *name);
+
 /*
- * The path that `name` stands for, which is all of it or, after "file:", its rest.  Names of other
- * protocols ("nbd://...", "json:{...}") are refused with a sentence: a colon before the first slash
- * ends the name of a protocol, whatever files there are.  Looks at nothing but the name.  Returns 0
- * or -EINVAL; *ret_path points into `name`.
+ * The path that `name` stands for, which is all of it or, after "file:", its rest; json:{...} stays
+ * as it is.  Names of other protocols ("nbd://...") are refused with a sentence: a colon before the
+ * first slash ends the name of a protocol, whatever files there are.  Looks at nothing but the
+ * name.  Returns 0 or -EINVAL; *ret_path points into `name`.
  */
 int image_name_path(const char *name, const char **ret_path, struct error *error);
 

@@ -105,6 +105,16 @@ static int add_contexts(struct serve *serve, struct nbd_export *e)
     return err;
 }
 
+/* What the command line and the options of the image ask for. */
+static void set_detect_zeroes(struct nbd_export *e, const struct arguments *a)
+{
+    enum node_detect_zeroes own = e->node->detect_zeroes;
+
+    e->detect_zeroes = a->detect_zeroes != DETECT_ZEROES_OFF || own != NODE_DETECT_ZEROES_OFF;
+    e->detect_zeroes_unmap =
+        a->detect_zeroes == DETECT_ZEROES_UNMAP || own == NODE_DETECT_ZEROES_UNMAP;
+}
+
 /* In a coroutine. */
 static int open_export(void *arg)
 {
@@ -119,11 +129,10 @@ static int open_export(void *arg)
                        a->shared != 1 && a->address_limit != 1);
     if (!e)
         return error_set(serve->error, ENOMEM, "Could not make the export: out of memory");
-    e->detect_zeroes = a->detect_zeroes != DETECT_ZEROES_OFF;
-    e->detect_zeroes_unmap = a->detect_zeroes == DETECT_ZEROES_UNMAP;
+    set_detect_zeroes(e, a);
     e->write_through = image_write_through(a);
     /* Behind an offset, the first block of the export is not where a format is looked for. */
-    e->protect_header = serve->guessed_raw && a->offset == 0;
+    e->protect_header = serve->guessed_raw && a->offset == 0 && !image_has_overlay(a);
     e->probe_drivers = block_drivers;
     e->access = &serve->security.access;
     list_append(&serve->exports.list, &e->link);
@@ -139,7 +148,7 @@ static int close_export(void *arg)
     struct serve *serve = arg;
     int err = 0;
 
-    if (serve->served && node_writable(serve->node)) {
+    if (serve->served && node_writable(serve->node) && !(serve->node->flags & NODE_TEMPORARY)) {
         err = block_flush(serve->node);
         if (err < 0)
             error_set_errno(serve->error, -err, "Failed to flush '%s' at the end",
@@ -163,7 +172,7 @@ static int in_coroutine(struct serve *serve, int (*fn)(void *arg))
 
 static void warn_about_probing(const struct serve *serve)
 {
-    if (!serve->guessed_raw || serve->arguments->read_only)
+    if (!serve->guessed_raw || serve->arguments->read_only || image_has_overlay(serve->arguments))
         return;
     log_warning("WARNING: Image format was not specified for '%s' and probing guessed raw.",
                 serve->arguments->image);

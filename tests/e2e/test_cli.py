@@ -158,8 +158,12 @@ REFUSED = {
                            False),
     "image-qcow2-named-once": (["-f", "qcow2", "-k", "{sock}", "{image}"],
                                "Failed to open '{image}': this is not a qcow2 image", False),
-    "image-json": (["-k", "{sock}", "json:{}"], "Failed to open 'json:{}': images described in JSON",
+    "image-json": (["-k", "{sock}", "json:{}"], "Failed to open 'json:{}': Must specify either driver",
                    False),
+    "image-opts-and-format": (["--image-opts", "-f", "raw", "-k", "{sock}", "file.filename={image}"],
+                              "--image-opts and -f are mutually exclusive", False),
+    "snapshot-memory-bad": (["--snapshot-memory=x", "-k", "{sock}", "{image}"],
+                            "Invalid size of --snapshot-memory: 'x'", False),
     "image-protocol": (["-k", "{sock}", "nbd://localhost"], "Failed to open 'nbd://localhost': the "
                        "protocol 'nbd' is not supported yet", False),
     "image-with-colon": (["-k", "{sock}", "a:b"], "Failed to open 'a:b': the protocol 'a'", False),

@@ -77,6 +77,9 @@ static void assert_same(const struct arguments *got, const struct arguments *wan
     assert_int_equal(got->allowed.count, wanted->allowed.count);
     assert_text(got->format, wanted->format);
     assert_text(got->key_secret, wanted->key_secret);
+    assert_int_equal(got->image_opts, wanted->image_opts);
+    assert_int_equal(got->overlay, wanted->overlay);
+    assert_int_equal(got->overlay_memory, wanted->overlay_memory);
     assert_text(got->snapshot, wanted->snapshot);
     assert_int_equal(got->read_only, wanted->read_only);
     assert_int_equal(got->allow_writers, wanted->allow_writers);
@@ -152,6 +155,18 @@ static const struct good_row good_rows[] = {
     {"a snapshot by its number",
      {"--load-snapshot=snapshot.id=1,snapshot.name=x", "disk"},
      {BASE, .snapshot = "snapshot.id=1,snapshot.name=x", .read_only = true}},
+    {"options for the image",
+     {"--image-o", "driver=raw,file.filename=x"},
+     {BASE, .image_opts = true, .image = "driver=raw,file.filename=x"}},
+    {"options that look like a protocol",
+     {"--image-opts", "nbd:x"},
+     {BASE, .image_opts = true, .image = "nbd:x"}},
+    {"an image in JSON", {"json:{}"}, {BASE, .image = "json:{}"}},
+    {"an overlay", {"-s", "disk"}, {BASE, .overlay = true}},
+    {"an overlay, abbreviated", {"--snap", "disk"}, {BASE, .overlay = true}},
+    {"an overlay in memory",
+     {"--snapshot-memory=1M", "disk"},
+     {BASE, .overlay = true, .overlay_memory = 1 << 20}},
     {"a hexadecimal offset", {"-o", "0x200", "disk"}, {BASE, .offset = 512}},
     {"an octal offset", {"-o", "01000", "disk"}, {BASE, .offset = 512}},
     {"the largest offset", {"-o", "9223372036854775807", "disk"}, {BASE, .offset = INT64_MAX}},
@@ -338,6 +353,27 @@ static const struct bad_row bad_rows[] = {
      "--key-secret needs the format of the image, which is not guessed then: add --format=luks or "
      "--format=qcow2",
      false},
+    {"options for the image and a format",
+     {"--image-opts", "-f", "raw", "driver=raw"},
+     "--image-opts and -f are mutually exclusive",
+     false},
+    {"no options for the image", {"--image-opts", ""}, "Failed to open ''", false},
+    {"an overlay in no memory",
+     {"--snapshot-memory=0", "disk"},
+     "Invalid size '0' of --snapshot-memory",
+     false},
+    {"an overlay in negative memory",
+     {"--snapshot-memory=-1", "disk"},
+     "Invalid size of --snapshot-memory: '-1'",
+     false},
+    {"an overlay in too much memory",
+     {"--snapshot-memory=9999E", "disk"},
+     "Invalid size of --snapshot-memory: '9999E'",
+     false},
+    {"an overlay in memory, abbreviated",
+     {"--snapshot-mem=1M", "disk"},
+     "unrecognized option '--snapshot-mem=1M'",
+     true},
     {"a choice of a snapshot that is none",
      {"-l", "snapshot.nr=1", "disk"},
      "Failed in parsing snapshot param `snapshot.nr=1'",
@@ -382,7 +418,6 @@ static const struct bad_row bad_rows[] = {
      false},
     {"a list and access rules", {"-L", "--allow=uid=1"}, PER_DEVICE, false},
     {"a list and oldstyle", {"-L", "--oldstyle"}, PER_DEVICE, false},
-    {"an image in JSON", {"json:{}"}, "Failed to open 'json:{}': images described in JSON", false},
     {"another protocol",
      {"nbd://host/x"},
      "Failed to open 'nbd://host/x': the protocol 'nbd'",
@@ -581,7 +616,7 @@ static void test_rows_consistent(void **state)
         assert_int_equal(row->words != NULL, row->kind == CLI_WORD);
         if (row->kind == CLI_WORD || row->kind == CLI_NUMBER)
             assert_non_null(row->invalid);
-        assert_int_equal(row->expected != NULL, row->kind == CLI_NUMBER);
+        assert_int_equal(row->expected != NULL, row->kind == CLI_NUMBER || row->kind == CLI_SIZE);
         for (const struct cli_row *other = rows; other < row; other++) {
             assert_string_not_equal(row->name, other->name);
             assert_true(!row->letter || row->letter != other->letter);
