@@ -13,7 +13,6 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <stdint.h>
 #include <string.h>
 #include <zlib.h>
 #ifdef HAVE_ZSTD
@@ -107,4 +106,9 @@ int codec_decode(enum codec codec, void *out, size_t out_length, const void *in,
 #endif
     }
     return -ENOTSUP;
+}
+
+uint32_t codec_crc32(const void *data, size_t length)
+{
+    return (uint32_t)crc32_z(0, data, length);
 }

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 enum codec {
     CODEC_DEFLATE_RAW, /* raw deflate, no header (RFC 1951) */
@@ -20,5 +21,8 @@ bool codec_available(enum codec codec);
  * -ENOMEM, or -ENOTSUP.
  */
 int codec_decode(enum codec codec, void *out, size_t out_length, const void *in, size_t in_length);
+
+/* The CRC-32 of zlib, gzip and GPT. */
+uint32_t codec_crc32(const void *data, size_t length);
 
 #endif

@@ -84,6 +84,14 @@ struct node_open {
     json_t *backing; /* set by node_open_backing: the tree that the core opens afterwards */
 };
 
+/* A part of a node. */
+struct node_window {
+    uint64_t offset, size; /* bytes; NODE_WINDOW_REST as size: to the end */
+    bool read_only;        /* whatever the node is */
+};
+
+#define NODE_WINDOW_REST UINT64_MAX
+
 /* A file by identity, to refuse cycles and to name nodes in messages. */
 struct node_identity {
     dev_t device; /* 0, 0: none (not a file) */
@@ -163,11 +171,11 @@ int node_open_tree(const struct block_context *context, json_t *tree, unsigned f
                    struct node **ret, struct error *error);
 
 /*
- * Opens a raw node that shows `file` from byte `offset` on; takes the reference to `file`, also on
- * failure. For --offset.
+ * Opens a raw node that shows a part of `file`; takes the reference to `file`, also on failure.
+ * For --offset and --partition.
  */
-int node_open_window(const struct block_context *context, struct node *file, uint64_t offset,
-                     struct node **ret, struct error *error);
+int node_open_window(const struct block_context *context, struct node *file,
+                     const struct node_window *window, struct node **ret, struct error *error);
 
 /*
  * Opens a tree of options for a format above `file`; takes the reference to `file`, also on

@@ -279,13 +279,13 @@ int node_open_tree(const struct block_context *context, json_t *tree, unsigned f
     return open_tree(&open, ret, error);
 }
 
-int node_open_above(const struct block_context *context, json_t *tree, struct node *file,
-                    struct node **ret, struct error *error)
+static int open_above(const struct block_context *context, json_t *tree, struct node *file,
+                      unsigned flags, struct node **ret, struct error *error)
 {
     struct node_open open = {
         .context = context,
         .options = tree ? json_deep_copy(tree) : NULL,
-        .flags = file->flags,
+        .flags = flags,
         .given_file = file,
     };
     int err = open.options ? open_one(&open, ret, error) : out_of_memory(error);
@@ -296,12 +296,32 @@ int node_open_above(const struct block_context *context, json_t *tree, struct no
     return err;
 }
 
-int node_open_window(const struct block_context *context, struct node *file, uint64_t offset,
-                     struct node **ret, struct error *error)
+int node_open_above(const struct block_context *context, json_t *tree, struct node *file,
+                    struct node **ret, struct error *error)
+{
+    return open_above(context, tree, file, file->flags, ret, error);
+}
+
+static json_t *window_tree(const struct node_window *window)
+{
+    json_t *tree =
+        json_pack("{s:s, s:I}", "driver", driver_raw.name, "offset", (json_int_t)window->offset);
+
+    if (tree && window->size != NODE_WINDOW_REST &&
+        json_object_set_new(tree, "size", json_integer((json_int_t)window->size)) < 0) {
+        json_decref(tree);
+        tree = NULL;
+    }
+    return tree;
+}
+
+int node_open_window(const struct block_context *context, struct node *file,
+                     const struct node_window *window, struct node **ret, struct error *error)
 {
     enum node_detect_zeroes detect_zeroes = file->detect_zeroes;
-    json_t *tree = json_pack("{s:s, s:I}", "driver", driver_raw.name, "offset", (json_int_t)offset);
-    int err = node_open_above(context, tree, file, ret, error);
+    unsigned flags = file->flags & ~(window->read_only ? (unsigned)NODE_WRITABLE : 0);
+    json_t *tree = window_tree(window);
+    int err = open_above(context, tree, file, flags, ret, error);
 
     json_decref(tree);
     if (err == 0)

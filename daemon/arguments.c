@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/size.h"
+#include "blockcore/partition.h"
 #include "blockcore/snapshot.h"
 #include "daemon/image_name.h"
 #include "daemon/list_uri.h"
@@ -375,6 +376,15 @@ static const struct cli_row rows[] = {
      .after = after_per_device,
      .group = GROUP_IMAGE,
      .help = "export what lies behind the first OFFSET bytes of the disk"},
+    {.name = "partition",
+     .letter = 'P',
+     .argument = "PARTITION",
+     .kind = CLI_STRING,
+     TARGET(partition),
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "export a partition of the disk: its number, label=NAME or uuid=UUID; 'list' prints "
+             "the partitions"},
     {.name = "nocache",
      .letter = 'n',
      .kind = CLI_CONSTANT,
@@ -513,7 +523,10 @@ static const struct cli_row rows[] = {
 
 /* Options of qemu-nbd that are no mistake, only not there yet. */
 static const struct cli_later later[] = {
-    {"connect", 'c'}, {"disconnect", 'd'}, {"partition", 'P'}, {"selinux-label", 0}, {NULL, 0},
+    {"connect", 'c'},
+    {"disconnect", 'd'},
+    {"selinux-label", 0},
+    {NULL, 0},
 };
 
 _Static_assert(ARRAY_SIZE(rows) + ARRAY_SIZE(later) <= CLI_ROWS_MAX,
@@ -550,6 +563,8 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
         return error_set(error, EINVAL, "List mode is incompatible with a file name");
     if (err < 0 || ret->action != ACTION_SERVE)
         return err;
+    if (ret->partition && strcmp(ret->partition, "list") == 0)
+        ret->action = ACTION_LIST_PARTITIONS;
     if (argc - first != 1) {
         *ret_hint = true;
         return error_set(error, EINVAL,
@@ -670,6 +685,17 @@ static int check_tls(const struct arguments *a, struct error *error)
     return 0;
 }
 
+static int check_partition(const struct arguments *a, struct error *error)
+{
+    struct partition_choice choice;
+
+    if (a->partition && a->offset > 0)
+        return error_set(error, EINVAL, "Cannot request partition and offset together");
+    if (!a->partition || a->action == ACTION_LIST_PARTITIONS)
+        return 0;
+    return partition_choice_parse(a->partition, &choice, error);
+}
+
 /* Direct I/O is what users of native asynchronous I/O expect, and it is not chosen for them. */
 static int check_image(const struct arguments *a, struct error *error)
 {
@@ -691,7 +717,13 @@ static int check_image(const struct arguments *a, struct error *error)
         return error_set(error, EINVAL,
                          "--key-secret needs the format of the image, which is not guessed then: "
                          "add --format=luks or --format=qcow2");
-    return a->snapshot ? check_snapshot(a->snapshot, error) : 0;
+    if (a->snapshot) {
+        int err = check_snapshot(a->snapshot, error);
+
+        if (err < 0)
+            return err;
+    }
+    return check_partition(a, error);
 }
 
 /* The oldstyle protocol is size and flags and nothing else. */
@@ -754,7 +786,7 @@ int arguments_check(const struct arguments *arguments, struct error *error)
         err = arguments->socket ? check_unix(arguments, error) : check_tcp(arguments, error);
     if (err == 0)
         err = check_tls(arguments, error);
-    if (err == 0 && arguments->action == ACTION_SERVE)
+    if (err == 0 && arguments->image)
         err = check_image(arguments, error);
     return err;
 }

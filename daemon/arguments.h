@@ -9,8 +9,9 @@
 enum arguments_action {
     ACTION_SERVE,
     ACTION_LIST,
+    ACTION_LIST_PARTITIONS,
     ACTION_TLS_CHECK,
-    ACTION_HELP,
+    ACTION_HELP, /* from here on: only prints, looks at nothing */
     ACTION_VERSION,
     ACTION_LIST_OPTIONS,
     ACTION_LIST_TRACE_POINTS,
@@ -60,10 +61,11 @@ struct arguments {
     bool overlay;            /* writes go to a temporary image */
     uint64_t overlay_memory; /* bytes of memory to keep it in; 0: a file */
     uint64_t offset;
-    int cache;         /* enum cache_mode */
-    int aio;           /* enum aio_mode */
-    int discard;       /* bool: discards reach the image */
-    int detect_zeroes; /* enum detect_zeroes */
+    const char *partition; /* that is exported, or "list"; NULL: the whole disk */
+    int cache;             /* enum cache_mode */
+    int aio;               /* enum aio_mode */
+    int discard;           /* bool: discards reach the image */
+    int detect_zeroes;     /* enum detect_zeroes */
     bool allocation_depth;
     struct cli_list bitmaps; /* names */
 

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * From the words of the command line to an open node.  With --snapshot, a temporary image lies over
- * the disk, which is opened read-only.  With --offset, a raw node over that skips its start.
+ * the disk, which is opened read-only.  With --offset or --partition, a raw node over that shows a
+ * part of it.
  */
 #include "daemon/image.h"
 
 #include "base/io.h"
+#include "base/log.h"
 #include "base/options.h"
 #include "blockcore/drivers.h"
 #include "blockcore/overlay.h"
+#include "blockcore/partition.h"
 #include "blockcore/snapshot.h"
 #include "daemon/image_name.h"
 
@@ -211,11 +214,12 @@ static int add_overlay(const struct block_context *context, const struct argumen
     return node_open_overlay(context, *disk, &place, flags, disk, error);
 }
 
-int image_open(const struct block_context *context, const struct arguments *arguments,
-               struct node **ret, bool *ret_guessed_raw, struct error *error)
+int image_open_disk(const struct block_context *context, const struct arguments *arguments,
+                    struct node **ret, bool *ret_guessed_raw, struct error *error)
 {
     struct node *disk;
-    int err = open_disk(context, arguments, &disk, ret_guessed_raw, error);
+    bool guessed_raw = false;
+    int err = open_disk(context, arguments, &disk, &guessed_raw, error);
 
     if (err < 0) {
         name_image(arguments->image, error);
@@ -230,10 +234,59 @@ int image_open(const struct block_context *context, const struct arguments *argu
         node_unref(disk);
         return err;
     }
+    if (ret_guessed_raw)
+        *ret_guessed_raw = guessed_raw;
+    *ret = disk;
+    return 0;
+}
+
+/* Finds where the partition is. What holds the table itself is only shown. */
+static int find_partition(const struct arguments *arguments, struct node *disk,
+                          struct node_window *ret, struct error *error)
+{
+    const struct partition *partition;
+    struct partition_choice choice;
+    struct partition_table table;
+    int err = partition_choice_parse(arguments->partition, &choice, error);
+
+    if (err < 0)
+        return err;
+    err = partition_table_read(disk, &table, error);
+    if (err < 0)
+        error_prefix(error, "Could not find partition %s: ", arguments->partition);
+    else
+        err = partition_find(&table, &choice, disk->size, &partition, error);
+    if (err == 0) {
+        *ret = (struct node_window){partition->offset, partition->size, partition->holds_table};
+        if (partition->holds_table && node_writable(disk))
+            log_warning("warning: partition %" PRIu32 " of '%s' holds a part of the partition "
+                        "table: it is served read-only",
+                        partition->number, arguments->image);
+    }
+    partition_table_fini(&table);
+    return err;
+}
+
+int image_open(const struct block_context *context, const struct arguments *arguments,
+               struct node **ret, bool *ret_guessed_raw, struct error *error)
+{
+    struct node_window window = {.offset = arguments->offset, .size = NODE_WINDOW_REST};
+    struct node *disk;
+    int err = image_open_disk(context, arguments, &disk, ret_guessed_raw, error);
+
+    if (err < 0)
+        return err;
     if (image_has_overlay(arguments))
         err = add_overlay(context, arguments, &disk, error);
-    if (err == 0 && arguments->offset > 0)
-        err = node_open_window(context, disk, arguments->offset, &disk, error);
+    if (err == 0 && arguments->partition) {
+        err = find_partition(arguments, disk, &window, error);
+        if (err < 0) {
+            node_unref(disk);
+            return err;
+        }
+    }
+    if (err == 0 && window.offset > 0)
+        err = node_open_window(context, disk, &window, &disk, error);
     if (err < 0) {
         name_image(arguments->image, error);
         return err;

@@ -14,11 +14,15 @@ struct block_context image_context(const struct arguments *arguments,
 bool image_has_overlay(const struct arguments *arguments);
 
 /*
- * Opens the image, behind --offset where there is one.  *ret_guessed_raw: no format was given and
- * none was recognized.  In a coroutine.  The caller drops *ret with node_unref().
+ * Opens the image, and of it what --offset or --partition ask for.  *ret_guessed_raw: no format was
+ * given and none was recognized.  In a coroutine.  The caller drops *ret with node_unref().
  */
 int image_open(const struct block_context *context, const struct arguments *arguments,
                struct node **ret, bool *ret_guessed_raw, struct error *error);
+
+/* The same, but the whole disk. ret_guessed_raw may be NULL. */
+int image_open_disk(const struct block_context *context, const struct arguments *arguments,
+                    struct node **ret, bool *ret_guessed_raw, struct error *error);
 
 /* Whether every write has to be followed by a flush. */
 bool image_write_through(const struct arguments *arguments);

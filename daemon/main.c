@@ -10,6 +10,7 @@
 #include "daemon/daemonize.h"
 #include "daemon/list.h"
 #include "daemon/objects.h"
+#include "daemon/partition_list.h"
 #include "daemon/serve.h"
 #include "daemon/tls_check.h"
 
@@ -87,8 +88,7 @@ static int act(const struct arguments *arguments, const char *program, struct er
     struct activation activation;
     int err;
 
-    if (arguments->action != ACTION_SERVE && arguments->action != ACTION_LIST &&
-        arguments->action != ACTION_TLS_CHECK)
+    if (arguments->action >= ACTION_HELP)
         return inform(arguments, program, error);
     err = activation_take(&activation, error);
     if (err == 0 && activation.count > 0)
@@ -100,15 +100,20 @@ static int act(const struct arguments *arguments, const char *program, struct er
     if (err < 0)
         return err;
     signal(SIGPIPE, SIG_IGN);
-    if (arguments->action == ACTION_LIST) {
+    switch (arguments->action) {
+    case ACTION_LIST:
         err = list_run(arguments, stdout, error);
-        return err < 0 ? err : finish_output(error);
-    }
-    if (arguments->action == ACTION_TLS_CHECK) {
+        break;
+    case ACTION_LIST_PARTITIONS:
+        err = partition_list_run(arguments, stdout, error);
+        break;
+    case ACTION_TLS_CHECK:
         err = tls_check_run(arguments, stdout, error);
-        return err < 0 ? err : finish_output(error);
+        break;
+    default:
+        return serve(arguments, &activation, error);
     }
-    return serve(arguments, &activation, error);
+    return err < 0 ? err : finish_output(error);
 }
 
 int main(int argc, char **argv)

@@ -125,14 +125,16 @@ static int open_export(void *arg)
 
     if (err < 0)
         return err;
-    e = nbd_export_new(a->export_name, a->description, serve->node, a->read_only,
+    e = nbd_export_new(a->export_name, a->description, serve->node,
+                       a->read_only || !node_writable(serve->node),
                        a->shared != 1 && a->address_limit != 1);
     if (!e)
         return error_set(serve->error, ENOMEM, "Could not make the export: out of memory");
     set_detect_zeroes(e, a);
     e->write_through = image_write_through(a);
-    /* Behind an offset, the first block of the export is not where a format is looked for. */
-    e->protect_header = serve->guessed_raw && a->offset == 0 && !image_has_overlay(a);
+    /* Of a part of the disk, the first block of the export is not where a format is looked for. */
+    e->protect_header =
+        serve->guessed_raw && a->offset == 0 && !a->partition && !image_has_overlay(a);
     e->probe_drivers = block_drivers;
     e->access = &serve->security.access;
     list_append(&serve->exports.list, &e->link);

@@ -246,7 +246,31 @@ def request_inputs():
                 yield f"extended-{name}-{traits}-{more}", bytes([traits, more]) + dialogue
 
 
+PARTITIONS = {
+    "mbr": "label: dos\nstart=1, size=4\nstart=8, size=60, type=5\nstart=10, size=2\nstart=14, size=3\n",
+    "gpt": "label: gpt\ntable-length: 8\nfirst-lba: 6\nstart=6, size=9, name=one\nstart=20, size=1\n",
+}
+PARTITION_HALF, PARTITION_GAP = 16384, 65536  # of the input, and what the target puts between
+
+
+def partition_tables():
+    if not shutil.which("sfdisk"):
+        return
+    for name, script in PARTITIONS.items():
+        with tempfile.NamedTemporaryFile(prefix="evnbd-seeds-") as file:
+            file.truncate(2 * PARTITION_HALF + PARTITION_GAP)
+            subprocess.run(["sfdisk", "-q", "--no-reread", "--no-tell-kernel", file.name], input=script, text=True,
+                           check=True, stdout=subprocess.DEVNULL, timeout=60)
+            with open(file.name, "rb") as made:
+                data = made.read()
+            yield name, data[:PARTITION_HALF] + data[-PARTITION_HALF:]
+            broken = bytearray(data[:PARTITION_HALF] + data[-PARTITION_HALF:])
+            broken[512] ^= 1
+            yield name + "-broken", bytes(broken)
+
+
 MAKERS = {
+    "fuzz_partition": partition_tables,
     "fuzz_options": OPTIONS.items,
     "fuzz_handshake": handshake_inputs,
     "fuzz_client": client_inputs,

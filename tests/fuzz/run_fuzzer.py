@@ -14,7 +14,7 @@ import make_seeds
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 REGRESSIONS = os.path.join(HERE, "regressions")
-INPUT_MAX = {"fuzz_qcow2": 1 << 16, "fuzz_raw": 1 << 10}  # bytes; others 4 KiB
+INPUT_MAX = {"fuzz_partition": 1 << 16, "fuzz_qcow2": 1 << 16, "fuzz_raw": 1 << 10}  # bytes; others 4 KiB
 
 
 def main(mode, target, program, directory):
@@ -22,7 +22,7 @@ def main(mode, target, program, directory):
     seeds, corpus = os.path.join(folder, "seeds"), os.path.join(folder, "corpus")
     make_seeds.make(target, seeds)
     if not os.listdir(seeds):
-        print("no seeds can be made here: qemu-img or qemu-io is missing")
+        print("no seeds can be made here: the programs that make images are missing")
         sys.exit(77)
     old = os.path.join(REGRESSIONS, target)
     inputs = [seeds] + ([old] if os.path.isdir(old) else [])

@@ -63,7 +63,7 @@ def check_later():
     text = subprocess.run([EVNBD, "--help"], capture_output=True, text=True, timeout=TIMEOUT,
                           check=True).stdout
     listed = text.partition("that are not supported yet:")[2]
-    program = re.findall(r"--([a-z-]+)(?: \(-([a-zA-Z])\))?", listed)
+    program = re.findall(r"--([a-z-]+)(?:\s+\(-([a-zA-Z])\))?", listed)
     section = text_of(MANUAL).partition(".Ss Options that are not supported yet\n")[2]
     section = re.split(r"^\.S[sh] ", section, flags=re.M)[0]
     manual = re.findall(r"^\.Fl -([a-z-]+)(?: Pq Fl ([a-zA-Z]))?", section, re.M)

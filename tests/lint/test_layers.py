@@ -21,7 +21,8 @@ LAYERS = {
 }
 # What blockcore shows to the layers above it.
 BLOCKCORE_PUBLIC = ("bitmap.h", "block.h", "check.h", "create.h", "node.h", "driver.h", "drivers.h",
-                    "luks.h", "overlay.h", "range_lock.h", "snapshot.h")
+                    "luks.h", "overlay.h", "partition.h", "partition_disk.h", "range_lock.h",
+                    "snapshot.h")
 # Headers of other libraries, and the files that may include them.
 HOMES = {
     r"ev\.h": ("base/reactor.c",),

@@ -484,18 +484,28 @@ static void test_locks(void **state)
 
 static int run_window(void *arg)
 {
+    const struct node_window past = {6, NODE_WINDOW_REST, false};
+    const struct node_window rest = {4, NODE_WINDOW_REST, false}, middle = {1, 3, true};
     struct node *raw, *window;
     char byte;
 
     (void)arg;
     assert_int_equal(node_open_image(&context, "plain", "raw", NULL, 0, &raw, NULL, NULL), 0);
-    assert_int_equal(node_open_window(&context, raw, 4, &window, &last), 0);
+    assert_int_equal(node_open_window(&context, raw, &rest, &window, &last), 0);
     assert_int_equal(window->size, 1);
     assert_int_equal(block_read(window, &byte, 1, 0), 0);
     assert_int_equal(byte, 'o');
     node_unref(window);
+    assert_int_equal(
+        node_open_image(&context, "plain", "raw", NULL, NODE_WRITABLE, &raw, NULL, NULL), 0);
+    assert_int_equal(node_open_window(&context, raw, &middle, &window, &last), 0);
+    assert_int_equal(window->size, 3);
+    assert_int_equal(block_read(window, &byte, 1, 0), 0);
+    assert_int_equal(byte, 'e');
+    assert_int_equal(block_write(window, "x", 1, 0, 0), -EROFS);
+    node_unref(window);
     assert_int_equal(node_open_image(&context, "plain", "raw", NULL, 0, &raw, NULL, NULL), 0);
-    assert_int_equal(node_open_window(&context, raw, 6, &window, &last), -EINVAL);
+    assert_int_equal(node_open_window(&context, raw, &past, &window, &last), -EINVAL);
     return 0;
 }
 
