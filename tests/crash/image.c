@@ -56,7 +56,7 @@ struct image_kind {
 };
 
 static const struct image_size sizes[] = {
-    {"c512", 9, 150, 1},
+    {"c512", 9, 400, 1},
     {"c4k", 12, 40, 1},
     {"c64k", 16, 10, 8},
     {"c2m", 21, 4, 200},
