@@ -147,8 +147,19 @@ struct driver {
     int (*discard)(struct node *node, uint64_t offset, uint64_t length);
     /* Formats: writes metadata to the children, in order. Protocols: makes writes durable. */
     int (*flush)(struct node *node);
-    /* Changes the size. */
+    /*
+     * Formats, before anything is changed: refuses what the image does not allow, and makes room in
+     * the tables for a disk of `size` bytes, which nobody sees yet. NULL: there is nothing to do.
+     */
+    int (*resize_prepare)(struct node *node, uint64_t size, struct error *error);
+    /*
+     * Changes the size. Formats: durably, and what lies behind the new end is given back; for a
+     * larger one all that must not show there was zeroed before.  See blockcore/resize.h.
+     */
     int (*resize)(struct node *node, uint64_t size, struct error *error);
+    /* A smaller disk is in force, and its end is clean: cuts what has no use any more, or NULL. */
+    void (*resize_finish)(struct node *node);
+    uint32_t size_unit; /* sizes are multiples of so many bytes; 0: any */
 
     /* Protocols only. Bytes past the end of the file read as zeroes; writes there let it grow. */
     int (*preadv)(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset);

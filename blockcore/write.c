@@ -169,8 +169,7 @@ static int64_t write_new(struct node *node, const struct vec *vec, uint64_t offs
     return err < 0 ? err : (int64_t)cow.vec.length;
 }
 
-/* Writes all of `vec` under the exclusive lock on its clusters. */
-static int write_allocating(struct node *node, struct vec vec, uint64_t offset)
+int format_write_locked(struct node *node, struct vec vec, uint64_t offset)
 {
     while (vec.length > 0) {
         struct extent e;
@@ -212,7 +211,7 @@ int format_write(struct node *node, struct vec vec, uint64_t offset)
     lock_for_change(node, &lock, offset, vec.length);
     err = track_change(node, offset, vec.length);
     if (err == 0)
-        err = write_allocating(node, vec, offset);
+        err = format_write_locked(node, vec, offset);
     range_unlock(&node->locks, &lock);
     return err;
 }

@@ -100,9 +100,13 @@ static int zero_clusters(struct node *node, uint64_t offset, uint64_t length, un
 /* Whether the first part of a range of clusters has storage of its own; *ret: how long it is. */
 static int has_storage(struct node *node, uint64_t offset, uint64_t length, uint64_t *ret)
 {
+    struct range_lock lock;
     struct extent e;
-    int err = node->driver->map(node, offset, length, &e);
+    int err;
 
+    range_lock_shared(&node->locks, &lock, offset, length);
+    err = node->driver->map(node, offset, length, &e);
+    range_unlock(&node->locks, &lock);
     if (err < 0)
         return err;
     *ret = e.length;

@@ -10,6 +10,7 @@
  *     qcow2_l2.c        L2 tables for change: private to the active L1 table, or new
  *     qcow2_refcount.c  allocation and freeing of clusters, deferred frees
  *     qcow2_reftable.c  the refcount table: loading, new blocks, growth
+ *     qcow2_resize.c    another size: growth of the L1 table, shrinking
  *     qcow2_create.c    new images
  *     qcow2_check*.c    check and repair (see qcow2_check.h)
  *     qcow2_crypt.c     encryption: keys, and how extents are encrypted
@@ -219,6 +220,13 @@ static inline bool qcow2_has_bitmaps(const struct qcow2 *q)
 /* qcow2_check.c */
 int qcow2_check(struct node *node, struct block_check *check, struct error *error);
 
+/* qcow2_resize.c */
+/* Makes the L1 table have at least so many entries; the lock is held. */
+int qcow2_l1_grow(struct qcow2 *q, uint64_t entries);
+int qcow2_resize_prepare(struct node *node, uint64_t size, struct error *error);
+int qcow2_resize(struct node *node, uint64_t size, struct error *error);
+void qcow2_resize_finish(struct node *node);
+
 /* qcow2_create.c */
 extern const struct option_row qcow2_create_options[];
 int qcow2_create(const struct block_create_target *target, json_t *options, struct error *error);
@@ -300,6 +308,8 @@ int qcow2_refblock_make(struct qcow2 *q);
  * Takes a run of any length, in ranges that had no blocks: behind everything that is described.
  */
 int qcow2_reftable_take_region(struct qcow2 *q, uint64_t clusters, uint64_t *ret_first);
+/* Gives back the block of a range in which nothing is in use, but perhaps the block itself. */
+int qcow2_refblock_drop(struct qcow2 *q, uint64_t index);
 
 /* qcow2_guard.c */
 /* Builds the guard from header, L1 and refcount table, and given ranges (taken, also on failure).
@@ -313,11 +323,17 @@ void qcow2_guard_fini(struct qcow2 *q);
 /* Makes room for `clusters` calls of qcow2_guard_add. 0 or -ENOMEM. */
 int qcow2_guard_reserve(struct qcow2 *q, size_t clusters);
 void qcow2_guard_add(struct qcow2 *q, uint64_t offset, enum guard_kind kind);
-/* Forgets a cluster that was added. */
+/* The cluster is no metadata any more. What more than one thing uses stays as it is. */
 void qcow2_guard_remove(struct qcow2 *q, uint64_t offset);
 enum guard_kind qcow2_guard_find(const struct qcow2 *q, uint64_t offset);
 /* First cluster of the range that metadata uses, or first + count. */
 uint64_t qcow2_guard_search(const struct qcow2 *q, uint64_t first, uint64_t count);
+
+/* Only a regular file grows by being written to, and can be cut. */
+static inline bool qcow2_file_grows(const struct qcow2 *q)
+{
+    return q->file->driver->kind == DRIVER_PROTOCOL && q->file->identity.inode != 0;
+}
 
 static inline uint64_t qcow2_l1_index(const struct qcow2 *q, uint64_t guest_offset)
 {

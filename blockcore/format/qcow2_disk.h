@@ -38,7 +38,9 @@ enum {
 /* Where fields lie that are patched in place. */
 enum {
     QCOW2_AT_BACKING_NAME = 8,
+    QCOW2_AT_SIZE = 24,
     QCOW2_AT_DISK = 24, /* u64 size, u32 crypt_method, u32 L1 entries, u64 L1 offset: one write */
+    QCOW2_AT_L1 = 36,   /* u32 entries, u64 offset: switched in one write */
     QCOW2_AT_REFTABLE = 48,  /* u64 offset, u32 clusters: switched in one write */
     QCOW2_AT_SNAPSHOTS = 60, /* u32 number, u64 offset: switched in one write */
     QCOW2_AT_INCOMPATIBLE = 72,

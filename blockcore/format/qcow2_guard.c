@@ -53,10 +53,16 @@ static const struct guard_range *find_range(const struct qcow2_guard *g, uint64_
     return NULL;
 }
 
+/* Where the search for a cluster begins. */
+static size_t home_slot(const struct qcow2_guard *g, uint64_t cluster)
+{
+    return (cluster * UINT64_C(0x9e3779b97f4a7c15) >> 20) & (g->slots_max - 1);
+}
+
 /* The slot of the cluster, or the free one where it would be. */
 static uint64_t *find_slot(const struct qcow2_guard *g, uint64_t cluster)
 {
-    size_t i = (cluster * UINT64_C(0x9e3779b97f4a7c15) >> 20) & (g->slots_max - 1);
+    size_t i = home_slot(g, cluster);
 
     while (g->slots[i] != 0 && g->slots[i] >> 3 != cluster)
         i = (i + 1) & (g->slots_max - 1);
@@ -124,20 +130,22 @@ void qcow2_guard_add(struct qcow2 *q, uint64_t offset, enum guard_kind kind)
 void qcow2_guard_remove(struct qcow2 *q, uint64_t offset)
 {
     struct qcow2_guard *g = &q->guard;
-    uint64_t *gap = find_slot(g, offset >> q->cluster_bits);
+    size_t mask = g->slots_max - 1, hole, i;
 
-    if (*gap == 0)
+    if (g->slots_max == 0)
         return;
-    *gap = 0;
-    g->slots_used--;
-    /* Those behind the gap, up to the next one, are put in anew: one may belong there. */
-    for (size_t i = (size_t)(gap - g->slots + 1) & (g->slots_max - 1); g->slots[i] != 0;
-         i = (i + 1) & (g->slots_max - 1)) {
-        uint64_t moved = g->slots[i];
-
-        g->slots[i] = 0;
-        *find_slot(g, moved >> 3) = moved;
+    hole = (size_t)(find_slot(g, offset >> q->cluster_bits) - g->slots);
+    if (g->slots[hole] == 0 || (g->slots[hole] & 7) == GUARD_CONFLICT)
+        return;
+    /* Those behind move up, unless that would put them before their home. */
+    for (i = (hole + 1) & mask; g->slots[i] != 0; i = (i + 1) & mask) {
+        if (((i - home_slot(g, g->slots[i] >> 3)) & mask) < ((i - hole) & mask))
+            continue;
+        g->slots[hole] = g->slots[i];
+        hole = i;
     }
+    g->slots[hole] = 0;
+    g->slots_used--;
 }
 
 static int compare_ranges(const void *a, const void *b)

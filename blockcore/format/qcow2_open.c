@@ -239,12 +239,6 @@ int qcow2_guard_reload(struct qcow2 *q, struct error *error)
     return err;
 }
 
-/* Only a regular file grows by being written to. */
-static bool file_grows(const struct node *file)
-{
-    return file->driver->kind == DRIVER_PROTOCOL && file->identity.inode != 0;
-}
-
 static int open_for_change(struct qcow2 *q, struct error *error)
 {
     int err = qcow2_reftable_load(q, error);
@@ -252,7 +246,7 @@ static int open_for_change(struct qcow2 *q, struct error *error)
     if (err < 0)
         return err;
     q->cluster_limit = UINT64_C(1) << (QCOW2_HOST_BITS - q->cluster_bits);
-    if (!file_grows(q->file))
+    if (!qcow2_file_grows(q))
         q->cluster_limit = min_u64(q->cluster_limit, q->file->size >> q->cluster_bits);
     q->write_ready = (q->header.autoclear & ~qcow2_autoclear_kept(q)) == 0;
     q->node->tracks_changes = !q->write_ready;

@@ -88,6 +88,24 @@ static int write_entry(struct qcow2 *q, uint64_t index, uint64_t value)
     return block_write(q->file, data, sizeof(data), q->header.reftable_offset + index * 8, 0);
 }
 
+int qcow2_refblock_drop(struct qcow2 *q, uint64_t index)
+{
+    uint64_t offset = q->reftable[index], cluster = offset >> q->cluster_bits;
+    int err = qcow2_pending_reserve(q, 1);
+
+    if (err == 0)
+        err = write_entry(q, index, 0);
+    if (err < 0)
+        return err;
+    q->reftable[index] = 0;
+    table_cache_drop(q->refcount_cache, offset);
+    qcow2_guard_remove(q, offset);
+    if (cluster >> q->refblock_bits != index)
+        qcow2_pending_add(q, cluster, 1);
+    q->hint = min_u64(q->hint, index << q->refblock_bits);
+    return block_flush(q->file);
+}
+
 /* At q->hint. */
 static int make_block(struct qcow2 *q, uint64_t index)
 {

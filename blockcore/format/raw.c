@@ -3,8 +3,10 @@
  * The raw format: guest byte n is file byte offset + n.  It keeps no tables: its map passes every
  * range on to the file, where the core reads, writes, zeroes and finds holes.
  */
+#include "base/checked.h"
 #include "blockcore/drivers.h"
 #include "blockcore/node.h"
+#include "blockcore/resize.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -73,6 +75,20 @@ static int raw_map(struct node *node, uint64_t offset, uint64_t length, struct e
     return 0;
 }
 
+static int raw_resize(struct node *node, uint64_t size, struct error *error)
+{
+    const struct raw *raw = node->state;
+    struct block_resize resize = {.shrink = true};
+
+    if (raw->size != SIZE_UNSET)
+        return error_set(error, ENOTSUP, "the size of %s is fixed by the option 'size'",
+                         node_name(node));
+    if (add_overflows(raw->offset, size, &resize.size))
+        return error_set(error, EFBIG, "the size is %" PRIu64 " bytes, it must be below 2^63",
+                         size);
+    return block_resize(node->file, &resize, error);
+}
+
 const struct driver driver_raw = {
     .name = "raw",
     .kind = DRIVER_FORMAT,
@@ -80,4 +96,5 @@ const struct driver driver_raw = {
     .options = raw_options,
     .open = raw_open,
     .map = raw_map,
+    .resize = raw_resize,
 };

@@ -27,6 +27,7 @@
  * Before the command: --format NAME (qcow2 when not given), --secret ID=VALUE or --secret-file
  * ID=PATH, and --open OPTIONS for the images that are opened (with "driver", they tell all; FILE
  * does not matter then).
+ *     qcow2_tool resize FILE FORMAT SIZE off|metadata|falloc|full|shrink
  *
  * Exit status: 0; 1 on errors; check and repair: 2 when corruptions are left, 3 when only leaks
  * are.
@@ -36,11 +37,13 @@
 #include "base/options.h"
 #include "base/reactor.h"
 #include "base/secret.h"
+#include "base/size.h"
 #include "blockcore/block.h"
 #include "blockcore/check.h"
 #include "blockcore/create.h"
 #include "blockcore/drivers.h"
 #include "blockcore/luks.h"
+#include "blockcore/resize.h"
 #include "blockcore/snapshot.h"
 
 #include <errno.h>
@@ -382,6 +385,26 @@ static int erase(char **arguments, bool discard, struct error *error)
     return err;
 }
 
+static int run_resize(char **arguments, struct error *error)
+{
+    struct block_resize resize = {.shrink = strcmp(arguments[3], "shrink") == 0};
+    struct node *node;
+    int err = size_parse(arguments[2], &resize.size);
+
+    for (int i = 0; preallocation_words[i]; i++) {
+        if (strcmp(arguments[3], preallocation_words[i]) == 0)
+            resize.preallocation = (enum preallocation)i;
+    }
+    if (err == 0)
+        err = node_open_image(&context, arguments[0], arguments[1], NULL, NODE_WRITABLE, &node,
+                              NULL, error);
+    if (err < 0)
+        return err;
+    err = block_resize(node, &resize, error);
+    node_unref(node);
+    return err;
+}
+
 static int run_zero(char **arguments, struct error *error)
 {
     return erase(arguments, false, error);
@@ -416,6 +439,7 @@ static const struct command commands[] = {
     {"bitmap-enable", 2, run_bitmap_enable},
     {"bitmap-disable", 2, run_bitmap_disable},
     {"bitmap-merge", 3, run_bitmap_merge},
+    {"resize", 4, run_resize},
 };
 
 static int run_command(void *arg)
