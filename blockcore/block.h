@@ -36,6 +36,13 @@ int block_writev(struct node *node, const struct iovec *iov, int iovcnt, uint64_
 int block_write(struct node *node, const void *buffer, size_t length, uint64_t offset,
                 unsigned flags);
 
+/*
+ * Writes compressed.  The range is whole units of the node (compress_unit), but for one that the
+ * disk ends in, else -EINVAL.  What does not get smaller is written as it is, zeroes are zeroed.
+ * -ENOTSUP: the format, or the image, cannot. After an error any of the units may be written.
+ */
+int block_write_compressed(struct node *node, const void *buffer, size_t length, uint64_t offset);
+
 /* The largest buffer of a zeroing or a prefetch, however long its range is. */
 #define BLOCK_PIECE_BYTES (256 * KIB)
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Decompression of one unit (a cluster) into a buffer of known length.
+ * Compression and decompression of one unit (a cluster) into a buffer of known length.
  *
  * The input comes from an image and is not trusted: output never exceeds the buffer, and neither
  * codec allocates more than a bounded amount for itself.  The zstd decoder works from buffer to
@@ -17,7 +17,12 @@
 #include <zlib.h>
 #ifdef HAVE_ZSTD
 #include <zstd.h>
+#include <zstd_errors.h>
 #endif
+
+#define DEFLATE_WINDOW_BITS 12
+#define DEFLATE_MEMORY_LEVEL 9
+#define ZSTD_LEVEL 3
 
 /* Windows up to this are accepted for any output length: writers choose them without knowing it. */
 #define ZSTD_WINDOW_MIN_LIMIT (UINT64_C(1) << 21)
@@ -111,4 +116,53 @@ int codec_decode(enum codec codec, void *out, size_t out_length, const void *in,
 uint32_t codec_crc32(const void *data, size_t length)
 {
     return (uint32_t)crc32_z(0, data, length);
+}
+
+static int encode_deflate(void *out, size_t out_room, const void *in, size_t in_length,
+                          size_t *ret_length)
+{
+    z_stream z = {.next_in = (Bytef *)(uintptr_t)in, .next_out = out};
+    int end;
+
+    if (in_length > UINT_MAX || out_room > UINT_MAX)
+        return -ENOSPC;
+    z.avail_in = (uInt)in_length;
+    z.avail_out = (uInt)out_room;
+    end = deflateInit2(&z, Z_DEFAULT_COMPRESSION, Z_DEFLATED, -DEFLATE_WINDOW_BITS,
+                       DEFLATE_MEMORY_LEVEL, Z_DEFAULT_STRATEGY);
+    if (end != Z_OK)
+        return -ENOMEM;
+    end = deflate(&z, Z_FINISH);
+    deflateEnd(&z);
+    *ret_length = out_room - z.avail_out;
+    return end == Z_STREAM_END ? 0 : -ENOSPC;
+}
+
+#ifdef HAVE_ZSTD
+static int encode_zstd(void *out, size_t out_room, const void *in, size_t in_length,
+                       size_t *ret_length)
+{
+    size_t n = ZSTD_compress(out, out_room, in, in_length, ZSTD_LEVEL);
+
+    if (ZSTD_isError(n))
+        return ZSTD_getErrorCode(n) == ZSTD_error_memory_allocation ? -ENOMEM : -ENOSPC;
+    *ret_length = n;
+    return 0;
+}
+#endif
+
+int codec_encode(enum codec codec, void *out, size_t out_room, const void *in, size_t in_length,
+                 size_t *ret_length)
+{
+    switch (codec) {
+    case CODEC_DEFLATE_RAW:
+        return encode_deflate(out, out_room, in, in_length, ret_length);
+    case CODEC_ZSTD:
+#ifdef HAVE_ZSTD
+        return encode_zstd(out, out_room, in, in_length, ret_length);
+#else
+        return -ENOTSUP;
+#endif
+    }
+    return -ENOTSUP;
 }

@@ -25,4 +25,12 @@ int codec_decode(enum codec codec, void *out, size_t out_length, const void *in,
 /* The CRC-32 of zlib, gzip and GPT. */
 uint32_t codec_crc32(const void *data, size_t length);
 
+/*
+ * Encodes `in` into at most `out_room` bytes; *ret_length is how many there are.  Deflate has a
+ * window of 4 KiB, the least that readers have. Returns 0, -ENOSPC (does not fit), -ENOMEM, or
+ * -ENOTSUP.
+ */
+int codec_encode(enum codec codec, void *out, size_t out_room, const void *in, size_t in_length,
+                 size_t *ret_length);
+
 #endif

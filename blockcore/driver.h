@@ -137,6 +137,12 @@ struct driver {
     void (*abort)(struct node *node, struct allocation *allocation);
 
     /*
+     * Compresses the unit at `offset`, node->compress_unit bytes of `data` (zeroes behind the
+     * disk's end), and stores it.  1: it does not get smaller, and nothing was changed.
+     */
+    int (*write_compressed)(struct node *node, uint64_t offset, const void *data);
+
+    /*
      * For formats: whole clusters, the last of which the disk's end may cut.  For protocols: any
      * range.  `flags` are ZERO_*.  -ENOTSUP: nothing was changed, and for a format nothing can be
      * with these flags anywhere in the disk.

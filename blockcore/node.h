@@ -126,6 +126,8 @@ struct node {
      * default.  Where storage is for several clusters at once, changes in it must not meet.
      */
     uint32_t lock_size;
+    uint32_t
+        compress_unit;   /* formats that write compressed: bytes of a unit, power of two; else 0 */
     bool reuses_storage; /* what map names may be given back, and hold other data later */
     bool encrypted;      /* formats: what map names may be encrypted */
     bool rotational;

@@ -227,6 +227,10 @@ static int judge(const struct node *node, const struct block_resize *r, struct e
         return error_set(error, EROFS, "%s is not open for writing", node_name(node));
     if (is_protocol(node) && r->preallocation != PREALLOCATION_OFF)
         return error_set(error, ENOTSUP, "files are preallocated through the format above them");
+    if (node->encrypted && r->preallocation != PREALLOCATION_OFF)
+        return error_set(error, ENOTSUP,
+                         "%s is encrypted: storage that is preallocated would not read as zeroes",
+                         node_name(node));
     if (r->size >= node->size)
         return 0;
     if (!r->shrink)

@@ -242,6 +242,7 @@ const struct driver driver_qcow2 = {
     .abort = qcow2_abort,
     .zero = qcow2_zero,
     .discard = qcow2_discard,
+    .write_compressed = qcow2_write_compressed,
     .flush = qcow2_flush,
     .snapshots = &qcow2_snapshot_ops,
     .luks_area = qcow2_luks_area,

@@ -6,6 +6,7 @@
  *     qcow2_open.c      opening and closing
  *     qcow2_map.c       map and decode
  *     qcow2_alloc.c     allocate, commit, abort
+ *     qcow2_compress.c  writing compressed clusters
  *     qcow2_zero.c      zero and discard
  *     qcow2_l2.c        L2 tables for change: private to the active L1 table, or new
  *     qcow2_refcount.c  allocation and freeing of clusters, deferred frees
@@ -111,7 +112,8 @@ struct qcow2 {
     uint64_t reftable_entries;
     uint64_t cluster_limit; /* host clusters that may be allocated */
     uint64_t hint;          /* no cluster below is free */
-    uint64_t stale_end; /* past the file's known end may be bytes up to here that are not zero */
+    uint64_t stale_end;  /* past the file's known end may be bytes up to here that are not zero */
+    uint64_t packed_end; /* where the last compressed cluster ends, and the next begins; 0: none */
     struct qcow2_guard guard;
     struct qcow2_pending pending;
     struct qcow2_bitmaps *bitmaps; /* NULL: none */
@@ -243,6 +245,9 @@ int qcow2_decode(struct node *node, const struct extent *extent, void *out);
 int qcow2_allocate(struct node *node, uint64_t offset, uint64_t length, struct allocation *ret);
 int qcow2_commit(struct node *node, struct allocation *allocation);
 void qcow2_abort(struct node *node, struct allocation *allocation);
+
+/* qcow2_compress.c */
+int qcow2_write_compressed(struct node *node, uint64_t offset, const void *data);
 
 /* qcow2_zero.c */
 int qcow2_zero(struct node *node, uint64_t offset, uint64_t length, unsigned flags);

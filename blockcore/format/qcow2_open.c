@@ -356,6 +356,8 @@ int qcow2_open(struct node *node, struct node_open *open, struct error *error)
     node->size = align_down(q->header.size, 512);
     node->lock_size = (uint32_t)q->cluster_size;
     node->cluster_size = node->lock_size / (qcow2_extended_l2(&q->header) ? QCOW2_SUBCLUSTERS : 1);
+    if (!qcow2_has_data_file(q) && !node->encrypted) /* these hold data of its full length */
+        node->compress_unit = node->lock_size;
     /*
      * Version 2 has no other way to zero a cluster than to give it back; and what a snapshot shares
      * goes when it is deleted.

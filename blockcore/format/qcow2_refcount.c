@@ -137,8 +137,12 @@ static int lower(struct qcow2 *q, uint64_t first, uint64_t count, struct lowered
     if (n == 0)
         return qcow2_set_corrupt(q, "the cluster at offset %" PRIu64 " is in use with refcount 0",
                                  first << q->cluster_bits);
-    if (ret->free)
+    if (ret->free) {
         q->hint = min_u64(q->hint, first);
+        if (q->packed_end >> q->cluster_bits >= first &&
+            q->packed_end >> q->cluster_bits < first + n)
+            q->packed_end = 0;
+    }
     ret->count = n;
     TRACE(qcow2_free, "%s host %" PRIu64 " clusters %" PRIu64 "%s", node_name(q->node),
           first << q->cluster_bits, n, ret->free ? "" : " (still shared)");

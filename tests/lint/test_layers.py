@@ -34,7 +34,7 @@ HOMES = {
     r"gnutls/.*": tuple(tree((".c", ".h"), ("tls",))),
     r"security/pam_appl\.h": ("tls/authz_pam.c",),
     r"zlib\.h": ("blockcore/codec.c",),
-    r"zstd\.h": ("blockcore/codec.c",),
+    r"zstd(_errors)?\.h": ("blockcore/codec.c",),
     r"nettle/.*": ("blockcore/cipher.c",),
 }
 # The C library and the kernel.

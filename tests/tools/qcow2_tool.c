@@ -27,6 +27,7 @@
  * Before the command: --format NAME (qcow2 when not given), --secret ID=VALUE or --secret-file
  * ID=PATH, and --open OPTIONS for the images that are opened (with "driver", they tell all; FILE
  * does not matter then).
+ *     qcow2_tool write-compressed FILE SOURCE   all of a raw file
  *     qcow2_tool resize FILE FORMAT SIZE off|metadata|falloc|full|shrink
  *
  * Exit status: 0; 1 on errors; check and repair: 2 when corruptions are left, 3 when only leaks
@@ -385,6 +386,43 @@ static int erase(char **arguments, bool discard, struct error *error)
     return err;
 }
 
+/* Whole clusters of any size at a time. */
+static int copy_compressed(struct node *node, FILE *source, struct error *error)
+{
+    const size_t piece = 2 * 1024 * 1024;
+    uint8_t *data = malloc(piece);
+    uint64_t offset = 0;
+    int err = data ? 0 : -ENOMEM;
+
+    while (err == 0) {
+        size_t n = fread(data, 1, piece, source);
+
+        if (n == 0)
+            break;
+        err = block_write_compressed(node, data, n, offset);
+        if (err < 0)
+            error_set_errno(error, -err, "cannot write at offset %" PRIu64, offset);
+        offset += n;
+    }
+    free(data);
+    return err;
+}
+
+static int run_write_compressed(char **arguments, struct error *error)
+{
+    FILE *source = fopen(arguments[1], "rb");
+    struct node *node;
+    int err = source ? open_image(arguments[0], NODE_WRITABLE, true, &node, error) : -errno;
+
+    if (err == 0) {
+        err = copy_compressed(node, source, error);
+        node_unref(node);
+    }
+    if (source)
+        fclose(source);
+    return err;
+}
+
 static int run_resize(char **arguments, struct error *error)
 {
     struct block_resize resize = {.shrink = strcmp(arguments[3], "shrink") == 0};
@@ -439,6 +477,7 @@ static const struct command commands[] = {
     {"bitmap-enable", 2, run_bitmap_enable},
     {"bitmap-disable", 2, run_bitmap_disable},
     {"bitmap-merge", 3, run_bitmap_merge},
+    {"write-compressed", 2, run_write_compressed},
     {"resize", 4, run_resize},
 };
 

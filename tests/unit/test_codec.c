@@ -6,6 +6,7 @@
 #include "blockcore/codec.h"
 
 #include "base/checked.h"
+#include "tests/support/support.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -187,6 +188,47 @@ static void one_codec_is_not_the_other(void **state)
     assert_true(codec_available(CODEC_DEFLATE_RAW));
 }
 
+/* What each codec makes, it reads, and so it is with the least room that is enough. */
+static void encodes(void **state)
+{
+    uint8_t in[LENGTH], out[LENGTH];
+    size_t length, again;
+
+    for (unsigned i = 0; i < LENGTH; i++)
+        in[i] = (uint8_t)(i / 16 * 37 + i % 3);
+    for (enum codec codec = CODEC_DEFLATE_RAW; codec <= CODEC_ZSTD; codec++) {
+        uint8_t *seen;
+
+        if (!codec_available(codec)) {
+            assert_int_equal(codec_encode(codec, out, LENGTH, in, LENGTH, &length), -ENOTSUP);
+            continue;
+        }
+        assert_int_equal(codec_encode(codec, out, LENGTH, in, LENGTH, &length), 0);
+        assert_true(length > 0 && length < LENGTH / 2);
+        assert_int_equal(decode(codec, out, length, LENGTH, &seen), 0);
+        assert_memory_equal(seen, in, LENGTH);
+        free(seen);
+        for (size_t room = 0; room < length - 1; room += 50)
+            assert_int_equal(codec_encode(codec, out, room, in, LENGTH, &again), -ENOSPC);
+    }
+}
+
+/* Readers may have a window of 4 KiB only: nothing further back is referred to. */
+static void encodes_for_small_windows(void **state)
+{
+    const size_t size = 64 * KIB, far = 32 * KIB;
+    uint8_t *in = malloc(size), *out = malloc(2 * size);
+    struct prng prng = prng_of(1);
+    size_t length;
+
+    prng_fill(&prng, in, far);
+    memcpy(in + far, in, size - far); /* the second half repeats the first: too far to see */
+    assert_int_equal(codec_encode(CODEC_DEFLATE_RAW, out, 2 * size, in, size, &length), 0);
+    assert_true(length > size - KIB);
+    free(in);
+    free(out);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -197,6 +239,8 @@ int main(void)
         cmocka_unit_test(survives_flipped_bits),
         cmocka_unit_test(bounds_the_window),
         cmocka_unit_test(one_codec_is_not_the_other),
+        cmocka_unit_test(encodes),
+        cmocka_unit_test(encodes_for_small_windows),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -22,7 +22,10 @@
 
 #define BASE_PATH "/sim/base.raw"
 #define BASE_BYTE 0xb5
+#define SECTOR 512
 #define CUT_SEEDS 4 /* ways to lose what was not flushed, at each record */
+
+struct stage;
 
 struct operation {
     const char *name;
@@ -30,10 +33,11 @@ struct operation {
     unsigned version, cluster_bits, order;
     uint64_t clusters, filled, odd_bytes; /* the disk ends so many bytes behind the clusters */
     bool snapshot, backing;               /* the backing file is twice as long as the disk */
-    int (*run)(const struct operation *op, struct node *node, struct error *error);
+    int (*run)(const struct stage *stage, struct node *node, struct error *error);
     /* What is asked for. */
     uint64_t size; /* bytes; 0: as before */
     enum preallocation preallocation;
+    bool writes; /* other contents; cut off, each sector is old or new */
 };
 
 struct stage {
@@ -42,7 +46,7 @@ struct stage {
     uint64_t old_size, new_size;
     uint8_t *old, *new; /* the disk before and afterwards */
     int result;
-    bool fired;
+    bool fired, cut;
 };
 
 static void plant(struct stage *stage, struct qcow2_image *image)
@@ -78,6 +82,21 @@ static void store_base(const struct stage *stage)
     free(base);
 }
 
+/* Contents of which most can be compressed, some not, and some are zeroes. */
+static void invent(struct stage *stage)
+{
+    uint64_t cluster = UINT64_C(1) << stage->op->cluster_bits;
+    struct prng prng = prng_of(test_seed());
+
+    for (uint64_t at = 0, i = 0; at < stage->new_size; at += cluster, i++) {
+        uint64_t length = min_u64(cluster, stage->new_size - at);
+
+        memset(stage->new + at, i % 7 == 3 ? 0 : (int)(i + 100), length);
+        if (i % 7 != 3)
+            prng_fill(&prng, stage->new + at, i % 5 == 2 ? length : length / 3);
+    }
+}
+
 static void stage_init(struct stage *stage, const struct operation *op)
 {
     struct qcow2_image image = {
@@ -105,6 +124,8 @@ static void stage_init(struct stage *stage, const struct operation *op)
     stage_store(&image);
     qcow2_image_fini(&image);
     memcpy(stage->new, stage->old, min_u64(stage->old_size, stage->new_size));
+    if (op->writes)
+        invent(stage);
 }
 
 static void stage_fini(struct stage *stage)
@@ -130,7 +151,7 @@ static int run_operation(void *arg)
 
     make_dirty(stage, node);
     fault_arm(&stage->plan);
-    stage->result = stage->op->run(stage->op, node, &error);
+    stage->result = stage->op->run(stage, node, &error);
     stage->fired = fault_fired();
     if (stage->plan.nth == 0 && stage->result < 0)
         test_die("%s: %s", stage->op->name, error.text);
@@ -142,6 +163,16 @@ static int run_operation(void *arg)
     return 0;
 }
 
+/* Each sector is as it was, or as it was to become. */
+static void check_sectors(const struct stage *stage, const uint8_t *seen)
+{
+    for (uint64_t at = 0; at < stage->new_size; at += SECTOR) {
+        if (memcmp(seen + at, stage->old + at, SECTOR) != 0 &&
+            memcmp(seen + at, stage->new + at, SECTOR) != 0)
+            test_die("%s: the sector at %lu is neither old nor new", stage->op->name, at);
+    }
+}
+
 static void check_disk(const struct stage *stage, struct node *node)
 {
     uint8_t *seen = malloc(node->size + 1);
@@ -150,13 +181,17 @@ static void check_disk(const struct stage *stage, struct node *node)
     if (!is_new && node->size != stage->old_size)
         test_die("%s: the disk has %lu bytes", stage->op->name, node->size);
     assert_int_equal(block_read(node, seen, node->size, 0), 0);
-    for (uint64_t i = 0; i < node->size; i++) {
+    if (stage->op->writes && (stage->result < 0 || stage->cut))
+        check_sectors(stage, seen);
+    for (uint64_t i = 0; i < node->size && !stage->op->writes; i++) {
         uint8_t wanted = is_new ? stage->new[i] : stage->old[i];
 
         if (seen[i] != wanted)
             test_die("%s: byte %lu of %lu is %#x instead of %#x", stage->op->name, i, node->size,
                      seen[i], wanted);
     }
+    if (stage->op->writes && stage->result == 0 && !stage->cut)
+        assert_memory_equal(seen, stage->new, stage->new_size);
     free(seen);
 }
 
@@ -259,6 +294,7 @@ static void try_cuts(const struct operation *op)
     assert_int_equal(test_run(run_operation, &stage), 0);
     count = recorder_count();
     assert_true(count > 0);
+    stage.cut = true;
     for (size_t i = 0; i <= count; i++) {
         for (uint64_t seed = 0; seed < CUT_SEEDS; seed++) {
             struct content content = {0};
@@ -278,11 +314,25 @@ static void try_cuts(const struct operation *op)
     stage_fini(&stage);
 }
 
-static int resize(const struct operation *op, struct node *node, struct error *error)
+static int resize(const struct stage *stage, struct node *node, struct error *error)
 {
-    const struct block_resize resize = {op->size, op->preallocation, true};
+    const struct block_resize resize = {stage->op->size, stage->op->preallocation, true};
 
     return block_resize(node, &resize, error);
+}
+
+/* A few clusters a call, so that they are not all on their way at once. */
+static int compress(const struct stage *stage, struct node *node, struct error *error)
+{
+    uint64_t piece = 5 * (uint64_t)node->compress_unit;
+    int err = 0;
+
+    for (uint64_t at = 0; at < stage->new_size && err == 0; at += piece)
+        err =
+            block_write_compressed(node, stage->new + at, min_u64(piece, stage->new_size - at), at);
+    if (err == 0)
+        err = block_flush(node);
+    return err < 0 ? error_set_errno(error, -err, "writing") : 0;
 }
 
 static const struct operation operations[] = {
@@ -309,7 +359,59 @@ static const struct operation operations[] = {
     {"shrink over a backing file", 3, 12, 4, 30, 24, 0, false, true, resize, 5 * 4096 + 512,
      PREALLOCATION_OFF},
     {"shrink, version 2", 2, 12, 4, 30, 30, 0, false, false, resize, 6 * 4096, PREALLOCATION_OFF},
+    {"compress", 3, 12, 4, 30, 20, 512, false, false, compress, .writes = true},
+    {"compress beside a snapshot", 3, 12, 4, 30, 20, 0, true, false, compress, .writes = true},
+    {"compress over a backing file", 2, 9, 4, 80, 40, 0, false, true, compress, .writes = true},
+    {"compress with narrow refcounts", 3, 12, 1, 30, 20, 0, false, false, compress, .writes = true},
 };
+
+static void write_byte(struct node *node, uint64_t cluster, uint8_t byte, bool compressed)
+{
+    uint8_t data[4096];
+
+    memset(data, byte, sizeof(data));
+    if (compressed)
+        assert_int_equal(block_write_compressed(node, data, sizeof(data), cluster * 4096), 0);
+    else
+        assert_int_equal(block_write(node, data, sizeof(data), cluster * 4096, 0), 0);
+}
+
+/* A host cluster that has room for more is given back, and is somebody else's then. */
+static int run_reuse(void *arg)
+{
+    struct node *node = stage_open(NODE_WRITABLE | NODE_UNMAP);
+
+    write_byte(node, 0, 1, true);
+    assert_int_equal(block_zero(node, 0, 4096, ZERO_MAY_UNMAP | BLOCK_FUA), 0);
+    write_byte(node, 1, 2, false);
+    for (uint64_t i = 2; i < 10; i++)
+        write_byte(node, i, (uint8_t)(i + 1), true);
+    node_unref(node);
+    node = stage_open(0);
+    for (uint64_t i = 1; i < 10; i++) {
+        uint8_t seen[4096];
+
+        assert_int_equal(block_read(node, seen, sizeof(seen), i * 4096), 0);
+        for (unsigned k = 0; k < sizeof(seen); k++)
+            assert_int_equal(seen[k], i + 1);
+    }
+    node_unref(node);
+    return 0;
+}
+
+static void a_freed_cluster_takes_no_more(void **state)
+{
+    struct qcow2_image image = {.version = 3, .cluster_bits = 12, .order = 4, .size = 10 * 4096};
+
+    sim_disk_install(&(struct sim_disk_config){.seed = test_seed()});
+    qcow2_image_start(&image);
+    qcow2_image_finish(&image);
+    stage_store(&image);
+    qcow2_image_fini(&image);
+    assert_int_equal(test_run(run_reuse, NULL), 0);
+    stage_check(true);
+    sim_disk_remove();
+}
 
 static void a_call_fails(void **state)
 {
@@ -326,6 +428,7 @@ static void the_power_fails(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_freed_cluster_takes_no_more),
         cmocka_unit_test(a_call_fails),
         cmocka_unit_test(the_power_fails),
     };
