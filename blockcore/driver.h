@@ -25,6 +25,7 @@ struct block_check;
 struct block_context;
 struct block_create_target;
 struct block_measure;
+struct block_progress;
 struct block_snapshot_ops;
 struct cipher;
 struct luks_area;
@@ -199,6 +200,13 @@ struct driver {
     /* Takes its options out of the tree. Must judge them all before it touches the file. */
     int (*create)(const struct block_create_target *target, json_t *options, struct error *error);
     int (*measure)(json_t *options, struct block_measure *ret, struct error *error);
+    /* See blockcore/amend.h. The driver locks what it must; takes its options out of the tree. */
+    int (*amend)(struct node *node, json_t *options, const struct block_progress *progress,
+                 struct error *error);
+    const struct option_row *amend_options; /* the help text */
+    /* `name` NULL: none any more. The whole disk is locked. */
+    int (*change_backing)(struct node *node, const char *name, const char *format,
+                          struct error *error);
     const struct option_row *create_options; /* the help text of create and measure */
 };
 

@@ -99,6 +99,9 @@ int format_write(struct node *node, struct vec vec, uint64_t offset);
 /* The same for a format that allocates; the caller holds an exclusive lock on all the clusters. */
 int format_write_locked(struct node *node, struct vec vec, uint64_t offset);
 
+/* The same for zeroes, in pieces. */
+int write_zeroes_locked(struct node *node, uint64_t offset, uint64_t length);
+
 /* zero.c: writes zeroes as data, in pieces. */
 int write_zero_data(struct node *node, uint64_t offset, uint64_t length);
 

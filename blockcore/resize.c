@@ -8,37 +8,12 @@
  */
 #include "blockcore/resize.h"
 
-#include "base/buffer.h"
 #include "base/checked.h"
 #include "base/trace.h"
 #include "blockcore/engine.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <string.h>
-
-/* Writes zeroes as data; the whole disk is locked. */
-static int write_zeroes(struct node *node, uint64_t offset, uint64_t length)
-{
-    uint64_t piece = min_u64(length, BLOCK_PIECE_BYTES);
-    void *zeroes = buffer_get(piece);
-    int err = zeroes ? 0 : -ENOMEM;
-
-    if (zeroes)
-        memset(zeroes, 0, piece);
-    while (length > 0 && err == 0) {
-        uint64_t n = min_u64(length, piece);
-        const struct iovec iov = {zeroes, n};
-        const struct vec vec = {&iov, 1, 0, n};
-
-        err = format_write_locked(node, vec, offset);
-        offset += n;
-        length -= n;
-        coroutine_yield();
-    }
-    buffer_put(zeroes, piece);
-    return err;
-}
 
 /*
  * Whether the first part of a range shows anything, of this node or (if given) of the backing node;
@@ -68,7 +43,7 @@ static int zero_piece(struct node *node, uint64_t offset, uint64_t length)
 
     if (is_aligned(offset, node->cluster_size) && node->driver->zero)
         err = node->driver->zero(node, offset, length, ZERO_MAY_UNMAP);
-    return err == -ENOTSUP ? write_zeroes(node, offset, length) : err;
+    return err == -ENOTSUP ? write_zeroes_locked(node, offset, length) : err;
 }
 
 /* Zeroes what shows in [offset, end); the first cluster may be in use up to `offset`. */
@@ -115,7 +90,7 @@ static int preallocate(struct node *node, uint64_t offset, uint64_t end, enum pr
     if (mode == PREALLOCATION_OFF)
         return 0;
     if (offset < border)
-        err = write_zeroes(node, offset, border - offset);
+        err = write_zeroes_locked(node, offset, border - offset);
     for (offset = border; offset < end && err == 0;) {
         struct allocation a;
 

@@ -18,7 +18,9 @@
 
 static int zero_range(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
 
-int write_zero_data(struct node *node, uint64_t offset, uint64_t length)
+/* In pieces, each with `write`. */
+static int write_zeroes(struct node *node, uint64_t offset, uint64_t length,
+                        int (*write)(struct node *, struct vec, uint64_t))
 {
     uint64_t piece = min_u64(length, BLOCK_PIECE_BYTES);
     uint8_t *zeroes = buffer_get(piece);
@@ -32,8 +34,7 @@ int write_zero_data(struct node *node, uint64_t offset, uint64_t length)
         const struct iovec iov = {zeroes, n};
         const struct vec vec = {&iov, 1, 0, n};
 
-        err =
-            is_protocol(node) ? protocol_write(node, vec, offset) : format_write(node, vec, offset);
+        err = write(node, vec, offset);
         offset += n;
         length -= n;
         if (length > 0)
@@ -41,6 +42,16 @@ int write_zero_data(struct node *node, uint64_t offset, uint64_t length)
     }
     buffer_put(zeroes, piece);
     return err;
+}
+
+int write_zero_data(struct node *node, uint64_t offset, uint64_t length)
+{
+    return write_zeroes(node, offset, length, is_protocol(node) ? protocol_write : format_write);
+}
+
+int write_zeroes_locked(struct node *node, uint64_t offset, uint64_t length)
+{
+    return write_zeroes(node, offset, length, format_write_locked);
 }
 
 /* Whether all of a short range is known to read as zeroes already. */

@@ -12,6 +12,8 @@
  *     qcow2_refcount.c  allocation and freeing of clusters, deferred frees
  *     qcow2_reftable.c  the refcount table: loading, new blocks, growth
  *     qcow2_resize.c    another size: growth of the L1 table, shrinking
+ *     qcow2_amend*.c    other features: version, width of refcounts, zero clusters
+ *     qcow2_first.c     the first cluster, written anew
  *     qcow2_create.c    new images
  *     qcow2_check*.c    check and repair (see qcow2_check.h)
  *     qcow2_crypt.c     encryption: keys, and how extents are encrypted
@@ -43,6 +45,7 @@
 #ifndef EVNBD_BLOCKCORE_FORMAT_QCOW2_H
 #define EVNBD_BLOCKCORE_FORMAT_QCOW2_H
 
+#include "blockcore/amend.h"
 #include "blockcore/block.h"
 #include "blockcore/format/qcow2_disk.h"
 #include "blockcore/luks.h"
@@ -219,6 +222,43 @@ static inline bool qcow2_has_bitmaps(const struct qcow2 *q)
     return q->header.has_bitmaps;
 }
 
+/* qcow2_first.c */
+/* What the first cluster is to say; all else in it stays. The names of features are added. */
+struct qcow2_first {
+    uint32_t version;
+    const char *backing_name;   /* NULL: there is no backing file */
+    const char *backing_format; /* NULL: it is not recorded */
+    uint64_t incompatible, compatible, autoclear;
+};
+/*
+ * Rewrites the first cluster, durably, and q->header with it; the lock is held.  Cut off, the image
+ * has the old header or the new one.
+ */
+int qcow2_first_write(struct qcow2 *q, const struct qcow2_first *first, struct error *error);
+
+/* qcow2_amend.c */
+extern const struct option_row qcow2_amend_options[];
+int qcow2_amend(struct node *node, json_t *options, const struct block_progress *progress,
+                struct error *error);
+int qcow2_change_backing(struct node *node, const char *name, const char *format,
+                         struct error *error);
+
+/* qcow2_amend_refcounts.c */
+/*
+ * Rewrites all refcounts with 1 << order bits each; the whole disk is locked, and q->lock is held.
+ * -ERANGE: one of them does not fit.
+ */
+int qcow2_set_refcount_order(struct qcow2 *q, unsigned order, const struct block_progress *progress,
+                             struct error *error);
+
+/* qcow2_amend_zero.c */
+/*
+ * Makes the image do without the flag for clusters that read as zeroes; the whole disk is locked,
+ * and there are no snapshots.
+ */
+int qcow2_expand_zeroes(struct qcow2 *q, const struct block_progress *progress,
+                        struct error *error);
+
 /* qcow2_check.c */
 int qcow2_check(struct node *node, struct block_check *check, struct error *error);
 
@@ -231,6 +271,10 @@ void qcow2_resize_finish(struct node *node);
 
 /* qcow2_create.c */
 extern const struct option_row qcow2_create_options[];
+/* Adds a header extension. */
+void qcow2_put_extension(struct byte_writer *w, uint32_t type, const void *data, size_t length);
+/* Adds the one that says what other programs are to call features. */
+void qcow2_put_feature_table(struct byte_writer *w);
 int qcow2_create(const struct block_create_target *target, json_t *options, struct error *error);
 int qcow2_measure(json_t *options, struct block_measure *ret, struct error *error);
 

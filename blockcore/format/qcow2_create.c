@@ -309,7 +309,7 @@ static int write_tables(const struct create *o, struct node *file, uint8_t *buff
     return err;
 }
 
-static void put_extension(struct byte_writer *w, uint32_t type, const void *data, size_t length)
+void qcow2_put_extension(struct byte_writer *w, uint32_t type, const void *data, size_t length)
 {
     byte_writer_be32(w, type);
     byte_writer_be32(w, (uint32_t)length);
@@ -317,8 +317,7 @@ static void put_extension(struct byte_writer *w, uint32_t type, const void *data
     byte_writer_zero(w, align_up(length, 8) - length);
 }
 
-/* What other programs are to call the features that they may not know. */
-static void put_feature_table(struct byte_writer *w)
+void qcow2_put_feature_table(struct byte_writer *w)
 {
     static const struct {
         uint8_t kind, bit;
@@ -330,7 +329,7 @@ static void put_feature_table(struct byte_writer *w)
     };
 
     _Static_assert(sizeof(features[0]) == FEATURE_ENTRY, "as in the file");
-    put_extension(w, QCOW2_EXT_FEATURE_TABLE, features, sizeof(features));
+    qcow2_put_extension(w, QCOW2_EXT_FEATURE_TABLE, features, sizeof(features));
 }
 
 static void put_fixed_fields(const struct create *o, struct byte_writer *w)
@@ -370,17 +369,17 @@ static int fill_header(const struct create *o, uint8_t *buffer)
     memset(buffer, 0, o->cluster_size);
     put_fixed_fields(o, &w);
     if (o->backing_fmt)
-        put_extension(&w, QCOW2_EXT_BACKING_FORMAT, o->backing_fmt, strlen(o->backing_fmt));
+        qcow2_put_extension(&w, QCOW2_EXT_BACKING_FORMAT, o->backing_fmt, strlen(o->backing_fmt));
     if (o->crypto_clusters > 0) {
         put_be64(where, o->crypto << o->cluster_bits);
         put_be64(where + 8, o->crypt.bytes);
-        put_extension(&w, QCOW2_EXT_CRYPTO, where, sizeof(where));
+        qcow2_put_extension(&w, QCOW2_EXT_CRYPTO, where, sizeof(where));
     }
     if (o->data_file)
-        put_extension(&w, QCOW2_EXT_DATA_FILE, o->data_file, strlen(o->data_file));
+        qcow2_put_extension(&w, QCOW2_EXT_DATA_FILE, o->data_file, strlen(o->data_file));
     /* Into the smallest of clusters it would not fit. */
     if (o->version >= 3 && o->cluster_size > 512)
-        put_feature_table(&w);
+        qcow2_put_feature_table(&w);
     byte_writer_zero(&w, 8); /* no more of them */
     if (o->backing_file) {
         put_be64(buffer + 8, (uint64_t)(w.data - buffer));

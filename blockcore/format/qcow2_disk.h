@@ -113,6 +113,19 @@ int qcow2_header_parse(const void *data, size_t length, struct qcow2_header *ret
 int qcow2_header_parse_extensions(const void *data, size_t length, struct qcow2_header *header,
                                   struct error *error);
 
+struct qcow2_extension {
+    uint32_t type, length;
+    const uint8_t *data;
+};
+
+/*
+ * The bytes that can hold extensions: they end where the backing name starts, at the end of cluster
+ * 0, or at the end of the file (`length`).
+ */
+struct byte_reader qcow2_extensions(const void *data, size_t length, const struct qcow2_header *h);
+/* The next one of them: 1, 0 at the end of the list, -EINVAL when one does not fit. */
+int qcow2_extension_next(struct byte_reader *r, struct qcow2_extension *ret);
+
 /*
  * Refuses by name what the image needs and this program does not do: unknown incompatible features
  * (names from the feature table, also when other extensions are broken), encryption...; for

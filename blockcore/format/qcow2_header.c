@@ -11,11 +11,6 @@
 enum { BACKING_NAME_MAX = 1023, BACKING_FORMAT_MAX = 15, FEATURE_ENTRY = 48, FEATURE_NAME = 46 };
 enum { CRYPTO_MIN = 592 }; /* the LUKS header without key material */
 
-struct extension {
-    uint32_t type, length;
-    const uint8_t *data;
-};
-
 static int bad_field(struct error *error, const char *field, uint64_t value, const char *wanted)
 {
     return error_set(error, EINVAL, "the qcow2 header's %s is %" PRIu64 ", it must be %s", field,
@@ -172,12 +167,7 @@ int qcow2_header_parse(const void *data, size_t length, struct qcow2_header *ret
     return err;
 }
 
-/*
- * The bytes that can hold extensions: they end where the backing name starts, at the end of cluster
- * 0, or at the end of the file.
- */
-static struct byte_reader extension_area(const void *data, size_t length,
-                                         const struct qcow2_header *h)
+struct byte_reader qcow2_extensions(const void *data, size_t length, const struct qcow2_header *h)
 {
     uint64_t end = min_u64(length, UINT64_C(1) << h->cluster_bits);
     uint64_t start = min_u64(h->header_length, end);
@@ -187,8 +177,7 @@ static struct byte_reader extension_area(const void *data, size_t length,
     return byte_reader_of((const uint8_t *)data + start, end - start);
 }
 
-/* The next extension: 1, 0 at the end of the list, -EINVAL when one does not fit. */
-static int next_extension(struct byte_reader *r, struct extension *ret)
+int qcow2_extension_next(struct byte_reader *r, struct qcow2_extension *ret)
 {
     if (r->left < 8)
         return 0;
@@ -203,7 +192,8 @@ static int next_extension(struct byte_reader *r, struct extension *ret)
     return 1;
 }
 
-static int read_bitmaps(const struct extension *ext, struct qcow2_header *h, struct error *error)
+static int read_bitmaps(const struct qcow2_extension *ext, struct qcow2_header *h,
+                        struct error *error)
 {
     struct byte_reader r = byte_reader_of(ext->data, ext->length);
     uint32_t count, reserved;
@@ -232,7 +222,7 @@ static int read_bitmaps(const struct extension *ext, struct qcow2_header *h, str
                          h->cluster_bits);
 }
 
-static int read_crypto(const struct extension *ext, struct qcow2_header *h, struct error *error)
+static int read_crypto(const struct qcow2_extension *ext, struct qcow2_header *h, struct error *error)
 {
     if (ext->length != 16)
         return bad_field(error, "crypto extension length", ext->length, "16 bytes");
@@ -259,7 +249,7 @@ static unsigned extension_bit(uint32_t type)
     return 0;
 }
 
-static int read_extension(const struct extension *ext, struct qcow2_piece piece,
+static int read_extension(const struct qcow2_extension *ext, struct qcow2_piece piece,
                           struct qcow2_header *h, struct error *error)
 {
     switch (ext->type) {
@@ -301,12 +291,12 @@ static int check_crypto(const struct qcow2_header *h, struct error *error)
 int qcow2_header_parse_extensions(const void *data, size_t length, struct qcow2_header *header,
                                   struct error *error)
 {
-    struct byte_reader r = extension_area(data, length, header);
-    struct extension ext = {0};
+    struct byte_reader r = qcow2_extensions(data, length, header);
+    struct qcow2_extension ext = {0};
     unsigned seen = 0;
     int more;
 
-    while ((more = next_extension(&r, &ext)) > 0) {
+    while ((more = qcow2_extension_next(&r, &ext)) > 0) {
         struct qcow2_piece piece = {(uint32_t)(ext.data - (const uint8_t *)data), ext.length};
         unsigned bit = extension_bit(ext.type);
         int err;
@@ -334,14 +324,14 @@ int qcow2_header_parse_extensions(const void *data, size_t length, struct qcow2_
 bool qcow2_header_find_extension(const void *data, size_t length, const struct qcow2_header *header,
                                  uint32_t type, struct qcow2_extension_place *ret)
 {
-    struct byte_reader r = extension_area(data, length, header);
-    struct extension ext;
+    struct byte_reader r = qcow2_extensions(data, length, header);
+    struct qcow2_extension ext;
     bool found = false;
 
     *ret = (struct qcow2_extension_place){0};
     for (;;) {
         const uint8_t *at = r.data;
-        bool more = next_extension(&r, &ext) > 0;
+        bool more = qcow2_extension_next(&r, &ext) > 0;
 
         if (found) {
             ret->last = !more;
@@ -362,11 +352,11 @@ bool qcow2_header_find_extension(const void *data, size_t length, const struct q
 static void feature_name(const struct qcow2_header *h, const void *data, size_t length,
                          unsigned bit, char *out, size_t out_size)
 {
-    struct byte_reader r = extension_area(data, length, h);
-    struct extension ext;
+    struct byte_reader r = qcow2_extensions(data, length, h);
+    struct qcow2_extension ext;
 
     out[0] = 0;
-    while (next_extension(&r, &ext) > 0) {
+    while (qcow2_extension_next(&r, &ext) > 0) {
         if (ext.type != QCOW2_EXT_FEATURE_TABLE)
             continue;
         for (uint32_t i = 0; i < ext.length / FEATURE_ENTRY; i++) {

@@ -23,12 +23,14 @@
  *     qcow2_tool bitmap-add FILE NAME GRANULARITY enabled|disabled
  *     qcow2_tool bitmap-remove|bitmap-clear|bitmap-enable|bitmap-disable FILE NAME
  *     qcow2_tool bitmap-merge FILE SOURCE TARGET
+ *     qcow2_tool write-compressed FILE SOURCE   all of a raw file
+ *     qcow2_tool amend FILE OPTIONS          "compat=0.10,lazy_refcounts=on"
+ *     qcow2_tool backing FILE NAME FORMAT    another backing file; "" none
+ *     qcow2_tool resize FILE FORMAT SIZE off|metadata|falloc|full|shrink
  *
  * Before the command: --format NAME (qcow2 when not given), --secret ID=VALUE or --secret-file
  * ID=PATH, and --open OPTIONS for the images that are opened (with "driver", they tell all; FILE
  * does not matter then).
- *     qcow2_tool write-compressed FILE SOURCE   all of a raw file
- *     qcow2_tool resize FILE FORMAT SIZE off|metadata|falloc|full|shrink
  *
  * Exit status: 0; 1 on errors; check and repair: 2 when corruptions are left, 3 when only leaks
  * are.
@@ -39,6 +41,7 @@
 #include "base/reactor.h"
 #include "base/secret.h"
 #include "base/size.h"
+#include "blockcore/amend.h"
 #include "blockcore/block.h"
 #include "blockcore/check.h"
 #include "blockcore/create.h"
@@ -389,13 +392,13 @@ static int erase(char **arguments, bool discard, struct error *error)
 /* Whole clusters of any size at a time. */
 static int copy_compressed(struct node *node, FILE *source, struct error *error)
 {
-    const size_t piece = 2 * 1024 * 1024;
-    uint8_t *data = malloc(piece);
+    const size_t room = 2 * 1024 * 1024;
+    uint8_t *data = malloc(room);
     uint64_t offset = 0;
     int err = data ? 0 : -ENOMEM;
 
     while (err == 0) {
-        size_t n = fread(data, 1, piece, source);
+        size_t n = fread(data, 1, room, source);
 
         if (n == 0)
             break;
@@ -453,6 +456,36 @@ static int run_discard(char **arguments, struct error *error)
     return erase(arguments, true, error);
 }
 
+static int run_amend(char **arguments, struct error *error)
+{
+    struct node *node;
+    json_t *options;
+    int err = options_parse(arguments[1], NULL, &options, error);
+
+    if (err < 0)
+        return err;
+    err = open_image(arguments[0], NODE_WRITABLE, true, &node, error);
+    if (err == 0) {
+        err = block_amend(node, options, NULL, error);
+        node_unref(node);
+    }
+    json_decref(options);
+    return err;
+}
+
+static int run_backing(char **arguments, struct error *error)
+{
+    const char *name = arguments[1][0] ? arguments[1] : NULL;
+    struct node *node;
+    int err = open_image(arguments[0], NODE_WRITABLE, false, &node, error);
+
+    if (err < 0)
+        return err;
+    err = block_change_backing(node, name, name ? arguments[2] : NULL, error);
+    node_unref(node);
+    return err;
+}
+
 static const struct command commands[] = {
     {"create", 2, run_create},
     {"measure", 1, run_measure},
@@ -478,6 +511,8 @@ static const struct command commands[] = {
     {"bitmap-disable", 2, run_bitmap_disable},
     {"bitmap-merge", 3, run_bitmap_merge},
     {"write-compressed", 2, run_write_compressed},
+    {"amend", 2, run_amend},
+    {"backing", 3, run_backing},
     {"resize", 4, run_resize},
 };
 

@@ -8,7 +8,9 @@
  * and it can be used on.
  */
 #include "base/checked.h"
+#include "base/options.h"
 #include "base/sys.h"
+#include "blockcore/amend.h"
 #include "blockcore/resize.h"
 #include "tests/support/fault.h"
 #include "tests/support/qcow2_stage.h"
@@ -20,10 +22,13 @@
 
 #include <cmocka.h>
 
-#define BASE_PATH "/sim/base.raw"
 #define BASE_BYTE 0xb5
 #define SECTOR 512
 #define CUT_SEEDS 4 /* ways to lose what was not flushed, at each record */
+
+/* Backing files, all alike. */
+static const char *const base_paths[] = {"/sim/base.raw", "/sim/another.raw",
+                                         "/sim/the-base-by-its-longer-name.raw"};
 
 struct stage;
 
@@ -37,7 +42,8 @@ struct operation {
     /* What is asked for. */
     uint64_t size; /* bytes; 0: as before */
     enum preallocation preallocation;
-    bool writes; /* other contents; cut off, each sector is old or new */
+    const char *options; /* to amend; or the name of another backing file */
+    bool writes;         /* other contents; cut off, each sector is old or new */
 };
 
 struct stage {
@@ -78,7 +84,8 @@ static void store_base(const struct stage *stage)
     uint8_t *base = malloc(2 * stage->old_size);
 
     memset(base, BASE_BYTE, 2 * stage->old_size);
-    sim_disk_create(BASE_PATH, base, 2 * stage->old_size);
+    for (size_t i = 0; i < ARRAY_SIZE(base_paths); i++)
+        sim_disk_create(base_paths[i], base, 2 * stage->old_size);
     free(base);
 }
 
@@ -279,9 +286,16 @@ static int look_at_rest(void *arg)
     return 0;
 }
 
+static int change_backing(const struct stage *stage, struct node *node, struct error *error)
+{
+    return block_change_backing(node, stage->op->options, "raw", error);
+}
+
 static void try_cuts(const struct operation *op)
 {
     const struct sys *below, *recording;
+    /* Few changes, of which most tear in ways that do no harm: they are tried more often. */
+    uint64_t seeds = op->run == change_backing ? 40 : CUT_SEEDS;
     struct stage stage;
     size_t count;
 
@@ -296,11 +310,11 @@ static void try_cuts(const struct operation *op)
     assert_true(count > 0);
     stage.cut = true;
     for (size_t i = 0; i <= count; i++) {
-        for (uint64_t seed = 0; seed < CUT_SEEDS; seed++) {
+        for (uint64_t seed = 0; seed < seeds; seed++) {
             struct content content = {0};
 
             recorder_rebuild(&content, (unsigned)recorder_file(STAGE_PATH), i,
-                             seed ? test_seed() + i * CUT_SEEDS + seed : 0);
+                             seed ? test_seed() + i * seeds + seed : 0);
             sys = below;
             sim_disk_create(STAGE_PATH, content.data, content.size);
             assert_int_equal(test_run(look_at_rest, &stage), 0);
@@ -335,6 +349,17 @@ static int compress(const struct stage *stage, struct node *node, struct error *
     return err < 0 ? error_set_errno(error, -err, "writing") : 0;
 }
 
+static int amend(const struct stage *stage, struct node *node, struct error *error)
+{
+    json_t *options;
+    int err = options_parse(stage->op->options, NULL, &options, error);
+
+    assert_int_equal(err, 0);
+    err = block_amend(node, options, NULL, error);
+    json_decref(options);
+    return err;
+}
+
 static const struct operation operations[] = {
     {"grow a little", 3, 12, 4, 20, 20, 512, false, false, resize, 40 * 4096, PREALLOCATION_OFF},
     {"grow the L1 table", 3, 9, 4, 60, 60, 0, false, false, resize, 512 * KIB, PREALLOCATION_OFF},
@@ -362,6 +387,25 @@ static const struct operation operations[] = {
     {"compress", 3, 12, 4, 30, 20, 512, false, false, compress, .writes = true},
     {"compress beside a snapshot", 3, 12, 4, 30, 20, 0, true, false, compress, .writes = true},
     {"compress over a backing file", 2, 9, 4, 80, 40, 0, false, true, compress, .writes = true},
+    {"widen refcounts", 3, 9, 4, 200, 150, 0, true, false, amend, .options = "refcount_bits=64"},
+    {"narrow refcounts", 3, 9, 6, 200, 150, 0, false, false, amend, .options = "refcount_bits=4"},
+    {"upgrade", 2, 12, 4, 20, 12, 0, false, true, amend,
+     .options = "compat=1.1,lazy_refcounts=on,refcount_bits=8"},
+    {"upgrade beside a snapshot", 2, 9, 4, 100, 80, 0, true, false, amend, .options = "compat=1.1"},
+    {"downgrade", 3, 12, 4, 40, 40, 512, false, false, amend, .options = "compat=0.10"},
+    {"downgrade over a backing file", 3, 12, 4, 40, 30, 0, false, true, amend,
+     .options = "compat=0.10"},
+    {"downgrade from wide refcounts", 3, 9, 6, 90, 80, 0, false, false, amend,
+     .options = "compat=0.10,refcount_bits=16"},
+    {"lazy refcounts", 3, 12, 4, 20, 12, 0, false, false, amend, .options = "lazy_refcounts=on"},
+    {"everything", 2, 9, 4, 90, 80, 0, false, false, amend, 20 * 512,
+     .options = "compat=1.1,lazy_refcounts=on,refcount_bits=32,size=10k"},
+    {"another backing file", 3, 12, 4, 20, 12, 0, false, true, change_backing,
+     .options = "the-base-by-its-longer-name.raw"},
+    {"another backing file in small clusters", 3, 9, 4, 50, 40, 0, false, true, change_backing,
+     .options = "another.raw"},
+    {"another backing file, version 2", 2, 12, 4, 20, 12, 0, false, true, change_backing,
+     .options = "another.raw"},
     {"compress with narrow refcounts", 3, 12, 1, 30, 20, 0, false, false, compress, .writes = true},
 };
 
