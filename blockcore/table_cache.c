@@ -9,6 +9,7 @@
 #include "blockcore/table_cache.h"
 
 #include "base/buffer.h"
+#include "base/reactor.h"
 #include "base/trace.h"
 #include "blockcore/block.h"
 
@@ -25,6 +26,7 @@ struct cached_table {
     struct list dirty; /* in cache->dirty while it is */
     unsigned pins;
     bool loading;
+    bool recent;            /* used since the last cleaning */
     struct co_queue loaded; /* waits for `loading` to end */
 };
 
@@ -37,7 +39,12 @@ struct table_cache {
     struct list used, dirty;
     unsigned buckets; /* power of two */
     struct cached_table **hash;
+    int64_t clean_ns; /* 0: never */
+    struct reactor_timer clean_timer;
 };
+
+#define SECONDS_MAX 1000000000
+#define NS_PER_SECOND INT64_C(1000000000)
 
 struct table_cache *table_cache_new(struct node *file, uint32_t table_size, unsigned tables_max,
                                     struct table_cache *before)
@@ -102,15 +109,54 @@ void table_cache_free(struct table_cache *cache)
 {
     if (!cache)
         return;
+    reactor_timer_stop(&cache->clean_timer);
     while (!list_empty(&cache->used))
         forget(cache, list_entry(cache->used.next, struct cached_table, used));
     free(cache->hash);
     free(cache);
 }
 
+static void clean(struct reactor_timer *timer);
+
+/* The timer runs while there is something to drop. */
+static void start_cleaning(struct table_cache *cache)
+{
+    if (cache->clean_ns > 0 && cache->tables > 0 && cache->clean_timer.heap_index == 0)
+        reactor_timer_start(&cache->clean_timer, cache->clean_ns, clean);
+}
+
+static void clean(struct reactor_timer *timer)
+{
+    struct table_cache *cache = container_of(timer, struct table_cache, clean_timer);
+
+    list_for_each_safe(it, next, &cache->used)
+    {
+        struct cached_table *t = list_entry(it, struct cached_table, used);
+
+        if (t->pins == 0 && !list_linked(&t->dirty) && !t->recent)
+            forget(cache, t);
+        else
+            t->recent = false;
+    }
+    start_cleaning(cache);
+}
+
+void table_cache_set_clean_interval(struct table_cache *cache, uint64_t seconds)
+{
+    cache->clean_ns = (int64_t)min_u64(seconds, SECONDS_MAX) * NS_PER_SECOND;
+    reactor_timer_stop(&cache->clean_timer);
+    start_cleaning(cache);
+}
+
+unsigned table_cache_count(const struct table_cache *cache)
+{
+    return cache->tables;
+}
+
 static struct table *pin(struct table_cache *cache, struct cached_table *t)
 {
     t->pins++;
+    t->recent = true;
     if (cache->used.prev != &t->used) {
         list_remove(&t->used);
         list_append(&cache->used, &t->used);
@@ -179,6 +225,8 @@ static struct cached_table *insert(struct table_cache *cache, uint64_t offset)
     *head = t;
     list_append(&cache->used, &t->used);
     cache->tables++;
+    t->recent = true;
+    start_cleaning(cache);
     return t;
 }
 

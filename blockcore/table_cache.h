@@ -35,6 +35,13 @@ struct table_cache *table_cache_new(struct node *file, uint32_t table_size, unsi
  * `data` must outlive the cache.
  */
 void table_cache_set_data(struct table_cache *cache, struct node *data);
+/*
+ * Every `seconds` (0: never) drops the tables that are clean and were not used since the last time.
+ * While nothing is cached, nothing is woken up for it.
+ */
+void table_cache_set_clean_interval(struct table_cache *cache, uint64_t seconds);
+/* Tables that are cached now. */
+unsigned table_cache_count(const struct table_cache *cache);
 /* Frees; dirty tables are dropped (flush first). NULL is fine. */
 void table_cache_free(struct table_cache *cache);
 

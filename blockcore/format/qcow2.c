@@ -219,6 +219,8 @@ static const struct option_row qcow2_option_rows[] = {
      "bytes of L2 tables kept in memory"},
     {"refcount-cache-size", OPTION_SIZE, offsetof(struct qcow2, options.refcount_cache_size), NULL,
      "bytes of refcount blocks kept in memory"},
+    {"cache-clean-interval", OPTION_NUMBER, offsetof(struct qcow2, options.cache_clean_interval),
+     NULL, "seconds after which tables that are not used are dropped from memory, 0 for never"},
     {"encrypt.format", OPTION_ENUM, offsetof(struct qcow2, options.crypt_format), qcow2_crypt_words,
      "how the image is encrypted"},
     {"encrypt.key-secret", OPTION_STRING, offsetof(struct qcow2, options.key_secret), NULL,

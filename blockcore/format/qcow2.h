@@ -86,6 +86,7 @@ struct qcow2_pending {
 
 struct qcow2_options {
     uint64_t l2_cache_size, refcount_cache_size; /* bytes */
+    uint64_t cache_clean_interval;               /* seconds; 0: never */
     int crypt_format;                            /* -1: not given */
     char *key_secret;
 };

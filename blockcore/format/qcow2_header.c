@@ -222,7 +222,8 @@ static int read_bitmaps(const struct qcow2_extension *ext, struct qcow2_header *
                          h->cluster_bits);
 }
 
-static int read_crypto(const struct qcow2_extension *ext, struct qcow2_header *h, struct error *error)
+static int read_crypto(const struct qcow2_extension *ext, struct qcow2_header *h,
+                       struct error *error)
 {
     if (ext->length != 16)
         return bad_field(error, "crypto extension length", ext->length, "16 bytes");

@@ -20,6 +20,7 @@
 #define HEADER_PEEK 512
 #define L2_CACHE_DEFAULT (32 * MIB)
 #define REFCOUNT_CACHE_DEFAULT (4 * MIB)
+#define CLEAN_INTERVAL_DEFAULT 600
 #define CACHE_TABLES_MIN 4
 #define CACHE_TABLES_MAX (1 << 20)
 #define SNAPSHOT_WINDOW (512 * KIB)
@@ -265,10 +266,14 @@ static int make_caches(struct qcow2 *q, struct error *error)
                                             cache_tables(q, q->options.refcount_cache_size), NULL);
         if (!q->refcount_cache)
             return out_of_memory(error);
+        table_cache_set_clean_interval(q->refcount_cache, q->options.cache_clean_interval);
     }
     q->l2_cache = table_cache_new(q->file, (uint32_t)q->cluster_size,
                                   cache_tables(q, q->options.l2_cache_size), q->refcount_cache);
-    return q->l2_cache ? 0 : out_of_memory(error);
+    if (!q->l2_cache)
+        return out_of_memory(error);
+    table_cache_set_clean_interval(q->l2_cache, q->options.cache_clean_interval);
+    return 0;
 }
 
 static int open_tables(struct qcow2 *q, struct error *error)
@@ -342,7 +347,12 @@ int qcow2_open(struct node *node, struct node_open *open, struct error *error)
 
     q->node = node;
     co_mutex_init(&q->lock);
-    q->options = (struct qcow2_options){L2_CACHE_DEFAULT, REFCOUNT_CACHE_DEFAULT, -1, NULL};
+    q->options = (struct qcow2_options){
+        .l2_cache_size = L2_CACHE_DEFAULT,
+        .refcount_cache_size = REFCOUNT_CACHE_DEFAULT,
+        .cache_clean_interval = CLEAN_INTERVAL_DEFAULT,
+        .crypt_format = -1,
+    };
     err = options_take(open->options, node->driver->options, q, "driver 'qcow2'", error);
     if (err == 0)
         err = open_file(node, open, error);

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The table cache: loading, eviction, failures, and the declared order as the recorder sees it. */
+#include "base/reactor.h"
 #include "blockcore/block.h"
 #include "blockcore/drivers.h"
 #include "blockcore/table_cache.h"
 #include "tests/support/fault.h"
 #include "tests/support/recorder.h"
+#include "tests/support/sim_clock.h"
 #include "tests/support/sim_disk.h"
 #include "tests/support/sim_engine.h"
 
@@ -26,6 +28,7 @@ struct fixture {
     struct node *file;
     struct table_cache *counts, *links; /* links come after counts */
     int (*test)(struct fixture *f);
+    bool simulated; /* time */
 };
 
 static int run(void *arg)
@@ -45,10 +48,10 @@ static int run(void *arg)
     return 0;
 }
 
-static void play(int (*test)(struct fixture *f))
+static void play_in(int (*test)(struct fixture *f), bool simulated)
 {
     const struct sim_disk_config config = {.seed = test_seed()};
-    struct fixture f = {.test = test};
+    struct fixture f = {.test = test, .simulated = simulated};
     uint8_t *content = malloc(TABLES * TABLE);
 
     for (unsigned i = 0; i < TABLES; i++)
@@ -58,11 +61,16 @@ static void play(int (*test)(struct fixture *f))
     recorder_install();
     fault_install();
     fault_arm(&(struct fault_plan){0});
-    assert_int_equal(test_run(run, &f), 0);
+    assert_int_equal(f.simulated ? sim_clock_run(run, &f) : test_run(run, &f), 0);
     fault_remove();
     recorder_remove();
     sim_disk_remove();
     free(content);
+}
+
+static void play(int (*test)(struct fixture *f))
+{
+    play_in(test, false);
 }
 
 static struct table *get(struct table_cache *cache, unsigned number)
@@ -246,12 +254,52 @@ static void test_new_and_drop(void **state)
     play(run_new_and_drop);
 }
 
+/* Dropped when it was not used between two cleanings; not while it is dirty or pinned. */
+static int cleaning(struct fixture *f)
+{
+    struct table *held;
+    int64_t due;
+
+    assert_false(reactor_next_timer(&due));
+    table_cache_set_clean_interval(f->links, 10);
+    assert_false(reactor_next_timer(&due)); /* nothing is cached */
+    held = get(f->links, 1);
+    table_cache_put(f->links, get(f->links, 2));
+    change(f->links, 3, 0x33);
+    assert_true(reactor_next_timer(&due));
+    co_sleep(INT64_C(15) * 1000000000);
+    assert_int_equal(table_cache_count(f->links), 3);
+    table_cache_put(f->links, get(f->links, 2));
+    co_sleep(INT64_C(10) * 1000000000);
+    assert_int_equal(table_cache_count(f->links), 3);
+    co_sleep(INT64_C(10) * 1000000000);
+    assert_int_equal(table_cache_count(f->links), 2);
+    assert_null(table_cache_peek(f->links, 2 * TABLE));
+    table_cache_put(f->links, held);
+    assert_int_equal(table_cache_writeback(f->links), 0);
+    co_sleep(INT64_C(20) * 1000000000);
+    assert_int_equal(table_cache_count(f->links), 0);
+    assert_false(reactor_next_timer(&due));
+    return 0;
+}
+
+static void drops_what_is_not_used(void **state)
+{
+    sim_clock_install();
+    play_in(cleaning, true);
+    sim_clock_remove();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loading),  cmocka_unit_test(test_eviction),
-        cmocka_unit_test(test_order),    cmocka_unit_test(test_order_of_eviction),
-        cmocka_unit_test(test_failures), cmocka_unit_test(test_new_and_drop),
+        cmocka_unit_test(test_loading),
+        cmocka_unit_test(test_eviction),
+        cmocka_unit_test(test_order),
+        cmocka_unit_test(test_order_of_eviction),
+        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_new_and_drop),
+        cmocka_unit_test(drops_what_is_not_used),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
