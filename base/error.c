@@ -15,6 +15,24 @@
 /* Longer than the text, so that a cut is seen by the copy, which marks it. */
 #define FORMAT_MAX (2 * ERROR_TEXT_MAX)
 
+/*
+ * Characters that take up no room but change how their neighbors are shown: marks, embeddings,
+ * overrides and isolates of direction (U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069),
+ * separators of lines and paragraphs (U+2028, U+2029), and the byte order mark (U+FEFF).
+ */
+static bool reorders(const uint8_t *text, size_t n)
+{
+    if (n == 2)
+        return text[0] == 0xd8 && text[1] == 0x9c;
+    if (n != 3)
+        return false;
+    if (text[0] == 0xe2 && text[1] == 0x80)
+        return text[2] == 0x8e || text[2] == 0x8f || (text[2] >= 0xa8 && text[2] <= 0xae);
+    if (text[0] == 0xe2 && text[1] == 0x81)
+        return text[2] >= 0xa6 && text[2] <= 0xa9;
+    return text[0] == 0xef && text[1] == 0xbb && text[2] == 0xbf;
+}
+
 /* The length of the sequence at `text` that can be shown as it is, 0 when it must be escaped. */
 static size_t printable_sequence(const uint8_t *text, size_t length, bool quoted)
 {
@@ -26,7 +44,7 @@ static size_t printable_sequence(const uint8_t *text, size_t length, bool quoted
         return 0;
     if (n == 2 && text[0] == 0xc2 && text[1] < 0xa0)
         return 0; /* the C1 controls; some terminals obey them */
-    return n;
+    return reorders(text, n) ? 0 : n;
 }
 
 static char *escape(char *out, size_t out_size, const uint8_t *text, size_t length, bool quoted)
