@@ -108,20 +108,47 @@ static int check_address(struct rule *rule, struct error *error)
     return 0;
 }
 
-static int check_rule(struct rule *rule, struct error *error)
+/* An empty value is most likely a variable of a script that was not set. */
+static int check_not_empty(const struct rule *rule, struct error *error)
+{
+    const struct option_row *row = rows;
+
+    for (; row->name; row++) {
+        const char *value;
+
+        if (row->type != OPTION_STRING)
+            continue;
+        value = *(char *const *)((const char *)rule + row->offset);
+        if (value && !*value)
+            return error_set(error, EINVAL, "a rule's %s must not be empty: it is the %s",
+                             row->name, row->help);
+    }
+    return 0;
+}
+
+static int check_san(const char *san, struct error *error)
 {
     static const char *const kinds[] = {"DNS:", "EMAIL:", "URI:", "IP:"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
+        size_t length = strlen(kinds[i]);
+
+        if (strncmp(san, kinds[i], length) == 0 && san[length])
+            return 0;
+    }
+    return error_set(error, EINVAL,
+                     "a rule's san must begin with DNS:, EMAIL:, URI: or IP:, and a name follows, "
+                     "as in san=DNS:client.example.com");
+}
+
+static int check_rule(struct rule *rule, struct error *error)
+{
     bool unix_peer = rule->has_uid || rule->has_gid;
-    bool known_san = !rule->san;
 
     if (rule->uid >= UINT32_MAX || rule->gid >= UINT32_MAX)
         return error_set(error, EINVAL, "a rule's uid and gid must be below %" PRIu32, UINT32_MAX);
-    for (size_t i = 0; i < ARRAY_SIZE(kinds) && !known_san; i++)
-        known_san = strncmp(rule->san, kinds[i], strlen(kinds[i])) == 0;
-    if (!known_san)
-        return error_set(error, EINVAL,
-                         "a rule's san must begin with DNS:, EMAIL:, URI: or IP:, as in "
-                         "san=DNS:client.example.com");
+    if (check_not_empty(rule, error) < 0 || (rule->san && check_san(rule->san, error) < 0))
+        return -EINVAL;
     if ((unix_peer && rule->address) || ((rule->dn || rule->san) && rule->psk))
         return error_set(error, EINVAL,
                          "no client can meet this rule: it has either an address or a user, and "
