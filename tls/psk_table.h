@@ -18,12 +18,14 @@
 
 struct psk_key {
     size_t name_length, length;
+    unsigned line;               /* of the file, from 1 */
     char name[PSK_NAME_MAX + 1]; /* and a 0 byte */
     uint8_t key[PSK_KEY_MAX];
 };
 
 struct psk_table {
-    struct psk_key *keys;
+    struct psk_key *keys; /* as in the file */
+    struct psk_key **by_name;
     size_t count;
 };
 

@@ -2,6 +2,7 @@
 /* Files of pre-shared keys. */
 #include "tls/psk_table.h"
 
+#include "base/bytes.h"
 #include "base/checked.h"
 
 #include <errno.h>
@@ -62,6 +63,8 @@ static void test_bad(void **state)
         {"\n:" KEY "\n", "Line 2"},
         {"alice:" KEY "\nalice:" KEY "\n", "Line 2 of the pre-shared keys 'keys' cannot be used: "
                                            "the user has a key already"},
+        {"carol:" KEY "\nbob:" KEY "\nbob:" KEY "\nalice:" KEY "\nalice:" KEY "\ncarol:" KEY "\n",
+         "Line 3"},
         {"alice:" KEY "0\n", "an even number"},
         {"alice:\n", "16 to 128 hexadecimal digits"},
         {"alice:00112233445566\n", "16 to 128 hexadecimal digits"},
@@ -98,12 +101,45 @@ static void test_long_name(void **state)
     assert_non_null(strstr(error.text, "128 bytes"));
 }
 
+/*
+ * A file of the greatest length, 1 MiB, with all the users that it can have: none is compared with
+ * all others, nor are all keys copied for each, which would take longer than any test may.
+ */
+static void test_as_many_as_fit(void **state)
+{
+    enum { COUNT = (1 << 20) / 24 };
+    char *text = malloc(COUNT * 24 + 1), name[8];
+    struct psk_table table;
+    struct error error = {""};
+
+    assert_non_null(text);
+    /* The factor is coprime to the count of names: they are in no order, and each is there once. */
+    for (unsigned i = 0; i < COUNT; i++)
+        sprintf(text + (size_t)i * 24, "%06u:%016x\n", i * 7919U % 1000000, i);
+    assert_int_equal(psk_table_parse(&table, "keys", (uint8_t *)text, COUNT * 24, &error), 0);
+    assert_int_equal(table.count, COUNT);
+    for (unsigned i = 0; i < COUNT; i++) {
+        const struct psk_key *key;
+
+        snprintf(name, sizeof(name), "%06u", i * 7919U % 1000000);
+        key = psk_table_find(&table, name, 6);
+        assert_non_null(key);
+        assert_int_equal(get_be64(key->key), i);
+        assert_int_equal(key->line, i + 1);
+    }
+    assert_null(psk_table_find(&table, "x", 1));
+    assert_null(psk_table_find(&table, "", 0));
+    psk_table_fini(&table);
+    free(text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_good),
         cmocka_unit_test(test_bad),
         cmocka_unit_test(test_long_name),
+        cmocka_unit_test(test_as_many_as_fit),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
