@@ -39,6 +39,9 @@
 #define BATCH_BYTES (320 * 1024)
 /* One call takes or gives at most so much, so that a peer does not keep the loop for long. */
 #define CALL_BYTES (1 << 20)
+/* ... and begins at most so many records: one of a byte, or of none, costs nearly what a full one
+ * does. */
+#define CALL_RECORDS 256
 /* Messages of a handshake, together; a longer one is refused. */
 #define HANDSHAKE_BYTES_MAX (32 * 1024)
 /* Warnings of the peer that are passed over in one call. */
@@ -58,6 +61,7 @@ struct tls_stream {
     struct tls_buffer in, out;
     size_t header_left; /* of the record that GnuTLS reads: what it has not taken of the header, */
     size_t body_left;   /* ... and of the rest */
+    size_t records_left, wire_left; /* what this call may still take: records, encrypted bytes */
     size_t owed;
     bool ended;        /* the inner stream has come to its end */
     bool established;  /* GnuTLS has finished the handshake */
@@ -297,18 +301,33 @@ static ssize_t take_record_bytes(struct tls_stream *ts, void *data, size_t lengt
     if (n > length)
         n = length;
     memcpy(data, ts->in.data + ts->in.start, n);
-    if (ts->header_left > 0)
+    if (ts->header_left > 0) {
         ts->header_left -= n;
-    else
+        ts->records_left -= ts->header_left == 0;
+    } else {
         ts->body_left -= n;
+    }
+    ts->wire_left -= n < ts->wire_left ? n : ts->wire_left;
     buffer_consume(&ts->in, n, IN_BYTES);
     return (ssize_t)n;
+}
+
+/* Whether this call may begin no other record. */
+static bool call_is_spent(const struct tls_stream *ts)
+{
+    bool between = ts->header_left == RECORD_HEADER || (ts->header_left == 0 && ts->body_left == 0);
+
+    return between && (ts->records_left == 0 || ts->wire_left == 0);
 }
 
 static ssize_t pull(gnutls_transport_ptr_t ptr, void *data, size_t length)
 {
     struct tls_stream *ts = ptr;
 
+    if (call_is_spent(ts)) {
+        gnutls_transport_set_errno(ts->session, EAGAIN);
+        return -1;
+    }
     begin_record(ts);
     while (available(ts) == 0) {
         ssize_t n = ts->ended ? 0 : fill(ts);
@@ -332,6 +351,13 @@ static int pull_timeout(gnutls_transport_ptr_t ptr, unsigned milliseconds)
     (void)ptr;
     (void)milliseconds;
     return 1;
+}
+
+/* What GnuTLS is given until the next call; tls_pending() brings the caller back for the rest. */
+static void begin_call(struct tls_stream *ts)
+{
+    ts->records_left = CALL_RECORDS;
+    ts->wire_left = 2 * CALL_BYTES;
 }
 
 /* Into one vector. Bytes, 0 at the end of the session, or negative errno. */
@@ -362,6 +388,7 @@ static ssize_t tls_recv(struct stream *stream, const struct iovec *iov, int iovc
     struct tls_stream *ts = tls_of(stream);
     size_t done = 0;
 
+    begin_call(ts);
     for (int i = 0; i < iovcnt; i++) {
         size_t filled = 0;
 
@@ -414,6 +441,7 @@ static int advance_handshake(struct tls_stream *ts, unsigned *ret_wait, struct e
 {
     int r = 0, err;
 
+    ts->records_left = ts->wire_left = SIZE_MAX;
     for (int i = 0; i < WARNINGS_MAX && !ts->established; i++) {
         r = gnutls_handshake(ts->session);
         ts->established = r == 0;
