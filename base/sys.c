@@ -45,6 +45,11 @@ static int posix_fstat(int fd, struct stat *st)
     return fold(fstat(fd, st));
 }
 
+static int posix_fstatat(int dirfd, const char *path, struct stat *st, int flags)
+{
+    return fold(fstatat(dirfd, path, st, flags));
+}
+
 static ssize_t posix_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t offset, int flags)
 {
     return fold_size(preadv2(fd, iov, iovcnt, (off_t)offset, flags));
@@ -205,6 +210,7 @@ const struct sys sys_posix = {
     .memfd = posix_memfd,
     .close = posix_close,
     .fstat = posix_fstat,
+    .fstatat = posix_fstatat,
     .preadv = posix_preadv,
     .pwritev = posix_pwritev,
     .fdatasync = posix_fdatasync,

@@ -24,6 +24,7 @@ struct sys {
     int (*memfd)(const char *name, unsigned flags); /* memfd_create */
     int (*close)(int fd);
     int (*fstat)(int fd, struct stat *st);
+    int (*fstatat)(int dirfd, const char *path, struct stat *st, int flags);
     ssize_t (*preadv)(int fd, const struct iovec *iov, int iovcnt, uint64_t offset, int flags);
     ssize_t (*pwritev)(int fd, const struct iovec *iov, int iovcnt, uint64_t offset, int flags);
     int (*fdatasync)(int fd);

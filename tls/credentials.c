@@ -217,18 +217,27 @@ static bool files_changed(const struct tls_credentials *c)
     return false;
 }
 
-/* Each change is tried once: all stamps are taken before, also of what is not come to. */
+/*
+ * Each change is tried once: all stamps are taken before, also of what is not come to.  What fails
+ * for lack of descriptors or memory is tried again by the next session.
+ */
 static void read_again(struct tls_credentials *c)
 {
     const char *where = c->config.psk_file ? c->config.psk_file : c->config.dir;
+    struct tls_file before[TLS_FILES];
     struct tls_material *fresh;
     struct error error = {""};
+    int err;
 
+    memcpy(before, c->files, sizeof(before));
     for (int i = 0; i < TLS_FILES; i++) {
         if (c->files[i].path)
             tls_file_restamp(&c->files[i]);
     }
-    if (tls_material_new(&c->config, c->files, &fresh, &error) < 0) {
+    err = tls_material_new(&c->config, c->files, &fresh, &error);
+    if (tls_file_is_lack(err))
+        memcpy(c->files, before, sizeof(before));
+    if (err < 0) {
         log_error("the TLS credentials in '%s' have changed and cannot be used, going on with "
                   "those from before: %s",
                   where, error.text);

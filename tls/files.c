@@ -83,8 +83,11 @@ int tls_file_read(struct tls_file *file, struct error *error)
     struct stat st;
     int fd, r;
 
-    file->stamp = (struct tls_stamp){0};
     fd = open_file(file, &st);
+    if (fd == -ENOENT)
+        file->stamp = (struct tls_stamp){0};
+    else if (fd < 0)
+        tls_file_restamp(file);
     if (fd == -ENOENT && !file->needed)
         return 0;
     if (fd < 0)
@@ -106,27 +109,36 @@ bool tls_file_is_secret(const struct tls_file *file, struct error *error)
     return false;
 }
 
-static struct tls_stamp stamp_now(const struct tls_file *file)
+bool tls_file_is_lack(int err)
+{
+    return err == -EMFILE || err == -ENFILE || err == -ENOMEM;
+}
+
+/* Takes no descriptor, of which there may be none left. False: out of memory, nobody knows. */
+static bool stamp_now(const struct tls_file *file, struct tls_stamp *ret)
 {
     struct stat st;
-    int fd = open_file(file, &st);
+    int r = sys->fstatat(AT_FDCWD, file->path, &st, 0);
 
-    if (fd < 0)
-        return (struct tls_stamp){0};
-    sys->close(fd);
-    return stamp_of(&st);
+    if (tls_file_is_lack(r))
+        return false;
+    *ret = r < 0 ? (struct tls_stamp){0} : stamp_of(&st);
+    return true;
 }
 
 bool tls_file_changed(const struct tls_file *file)
 {
-    const struct tls_stamp now = stamp_now(file);
+    struct tls_stamp now;
 
-    return memcmp(&now, &file->stamp, sizeof(now)) != 0;
+    return stamp_now(file, &now) && memcmp(&now, &file->stamp, sizeof(now)) != 0;
 }
 
 void tls_file_restamp(struct tls_file *file)
 {
-    file->stamp = stamp_now(file);
+    struct tls_stamp now;
+
+    if (stamp_now(file, &now))
+        file->stamp = now;
 }
 
 void tls_file_drop(struct tls_file *file)

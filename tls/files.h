@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Files of credentials: read as a whole, and looked at again to see whether they have changed.
- * Inside of tls/.
+ * Files of credentials and of rules: read as a whole while clients are served, and looked at again
+ * to see whether they have changed.  Only regular files are read, since others could let the server
+ * wait.  Inside of tls/.
  */
 #ifndef EVNBD_TLS_FILES_H
 #define EVNBD_TLS_FILES_H
@@ -16,7 +17,7 @@
 /* Longest file of credentials, in bytes. */
 #define TLS_FILE_BYTES_MAX (1 << 20)
 
-/* What tells one state of a file from another; all zeroes: there is no file that can be opened. */
+/* What tells one state of a file from another; all zeroes: there is none. */
 struct tls_stamp {
     uint64_t device, inode, size;
     int64_t modified_ns, changed_ns;
@@ -37,10 +38,12 @@ struct tls_file {
 int tls_file_read(struct tls_file *file, struct error *error);
 /* Whether nobody but its owner can read or change the file, if that matters; else a sentence. */
 bool tls_file_is_secret(const struct tls_file *file, struct error *error);
-/* Whether the file is in another state than the stamp tells. */
+/* Whether the file is in another state than the stamp tells. Lack of memory: it is not. */
 bool tls_file_changed(const struct tls_file *file);
-/* Takes the stamp of the file as it is now. */
+/* Takes the stamp of the file as it is now; lack of memory leaves the old one. */
 void tls_file_restamp(struct tls_file *file);
+/* Whether a negative errno only says that descriptors or memory have run out: later it may work. */
+bool tls_file_is_lack(int err);
 /* Wipes and frees the data. */
 void tls_file_drop(struct tls_file *file);
 

@@ -93,6 +93,8 @@ static int fail_or_cut(enum fault_call call, size_t length, size_t *ret_length)
 FAULT_DEFINE(FAULT_OPENAT, openat, (int dirfd, const char *path, int flags, mode_t mode),
              (dirfd, path, flags, mode))
 FAULT_DEFINE(FAULT_FSTAT, fstat, (int fd, struct stat *st), (fd, st))
+FAULT_DEFINE(FAULT_FSTATAT, fstatat, (int dirfd, const char *path, struct stat *st, int flags),
+             (dirfd, path, st, flags))
 FAULT_DEFINE(FAULT_FDATASYNC, fdatasync, (int fd), (fd))
 FAULT_DEFINE(FAULT_FALLOCATE, fallocate, (int fd, int mode, uint64_t offset, uint64_t length),
              (fd, mode, offset, length))
@@ -205,6 +207,7 @@ void fault_install(void)
     fault.table = *sys;
     fault.table.openat = fault_openat;
     fault.table.fstat = fault_fstat;
+    fault.table.fstatat = fault_fstatat;
     fault.table.preadv = fault_preadv;
     fault.table.pwritev = fault_pwritev;
     fault.table.fdatasync = fault_fdatasync;

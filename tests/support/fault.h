@@ -38,8 +38,9 @@ enum fault_call {
     FAULT_SENDMSG = 1 << 19,
     FAULT_SENDFILE = 1 << 20,
     FAULT_RANDOM = 1 << 21,
+    FAULT_FSTATAT = 1 << 22,
     FAULT_TRANSFER = FAULT_PREADV | FAULT_PWRITEV,
-    FAULT_FILE = (1 << 11) - 1,
+    FAULT_FILE = ((1 << 11) - 1) | FAULT_FSTATAT,
     FAULT_NET = ((1 << 21) - 1) & ~FAULT_FILE,
 };
 

@@ -4,6 +4,7 @@
  * speaks GnuTLS by itself; and files that change while there are no descriptors.
  */
 #include "base/checked.h"
+#include "tests/support/fault.h"
 #include "tests/support/support.h"
 #include "tls/material.h"
 #include "tls/tls_stream.h"
@@ -19,6 +20,7 @@
 #include <cmocka.h>
 
 #define ALICE "00112233445566778899aabbccddeeff"
+#define BOB "ffeeddccbbaa99887766554433221100"
 #define WIRE_BYTES (8 << 20)
 #define PATIENCE 100
 
@@ -227,11 +229,48 @@ static void test_padding(void **state)
     pair_fini(&p);
 }
 
+static struct tls_material *material_of(struct tls_credentials *credentials)
+{
+    struct tls_material *material = tls_credentials_material(credentials);
+
+    tls_material_unref(material); /* the credentials have a reference too */
+    return material;
+}
+
+/* Looking needs no descriptor, and a change that there was none for is not forgotten. */
+static void test_without_descriptors(void **state)
+{
+    char *keys = test_path(*state, "keys");
+    struct tls_credentials *credentials;
+    struct tls_material *before;
+
+    write_keys(keys, "alice:" ALICE "\n");
+    credentials = server_credentials(keys);
+    before = material_of(credentials);
+    fault_install();
+    fault_arm(
+        &(struct fault_plan){.calls = FAULT_OPENAT, .nth = 1, .sticky = true, .error = EMFILE});
+    assert_ptr_equal(material_of(credentials), before);
+    assert_int_equal(fault_count(), 0);
+    write_keys(keys, "alice:" ALICE "\nbob:" BOB "\n");
+    assert_ptr_equal(material_of(credentials), before);
+    assert_true(fault_fired());
+    fault_arm(
+        &(struct fault_plan){.calls = FAULT_FSTATAT, .nth = 1, .sticky = true, .error = ENOMEM});
+    assert_ptr_equal(material_of(credentials), before);
+    assert_true(fault_fired());
+    fault_remove();
+    assert_int_equal(material_of(credentials)->keys.count, 2);
+    tls_credentials_unref(credentials);
+    free(keys);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_small_records, setup, teardown),
         cmocka_unit_test_setup_teardown(test_padding, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_without_descriptors, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
