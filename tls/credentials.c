@@ -27,6 +27,7 @@ struct tls_credentials {
     gnutls_priority_t priority;
     struct tls_file files[TLS_FILES];
     struct tls_material *material;
+    bool made_from[TLS_FILES]; /* the files that were there for `material` */
 };
 
 static time_t now(time_t *ret)
@@ -147,9 +148,18 @@ static int set_priority(struct tls_credentials *c, struct error *error)
                      gnutls_strerror(r), at ? at : text);
 }
 
+static void take_material(struct tls_credentials *c, struct tls_material *material)
+{
+    tls_material_unref(c->material);
+    c->material = material;
+    for (int i = 0; i < TLS_FILES; i++)
+        c->made_from[i] = tls_file_was_there(&c->files[i]);
+}
+
 static int set_up(struct tls_credentials *c, const struct tls_credentials_config *config,
                   struct error *error)
 {
+    struct tls_material *material;
     int err = check_config(config, error);
 
     if (err < 0)
@@ -159,7 +169,10 @@ static int set_up(struct tls_credentials *c, const struct tls_credentials_config
     err = set_priority(c, error);
     if (err < 0)
         return err;
-    return tls_material_new(&c->config, c->files, &c->material, error);
+    err = tls_material_new(&c->config, c->files, &material, error);
+    if (err == 0)
+        take_material(c, material);
+    return err;
 }
 
 int tls_credentials_new(const struct tls_credentials_config *config, struct tls_credentials **ret,
@@ -218,6 +231,34 @@ static bool files_changed(const struct tls_credentials *c)
 }
 
 /*
+ * A file that may be missing and was there makes the rest stricter (revoked certificates): without
+ * it more would be let in, which a slip, or half of an update, should not do.
+ */
+static int check_none_vanished(const struct tls_credentials *c, struct error *error)
+{
+    for (int i = 0; i < TLS_FILES; i++) {
+        const struct tls_file *file = &c->files[i];
+
+        if (c->made_from[i] && !tls_file_was_there(file))
+            return error_set(error, ENOENT, "%s '%s' has vanished; a restart would go without it",
+                             file->label, file->path);
+    }
+    return 0;
+}
+
+static int make_again(struct tls_credentials *c, struct tls_material **ret, struct error *error)
+{
+    int err = tls_material_new(&c->config, c->files, ret, error);
+
+    if (err < 0)
+        return err;
+    err = check_none_vanished(c, error);
+    if (err < 0)
+        tls_material_unref(*ret);
+    return err;
+}
+
+/*
  * Each change is tried once: all stamps are taken before, also of what is not come to.  What fails
  * for lack of descriptors or memory is tried again by the next session.
  */
@@ -234,7 +275,7 @@ static void read_again(struct tls_credentials *c)
         if (c->files[i].path)
             tls_file_restamp(&c->files[i]);
     }
-    err = tls_material_new(&c->config, c->files, &fresh, &error);
+    err = make_again(c, &fresh, &error);
     if (tls_file_is_lack(err))
         memcpy(c->files, before, sizeof(before));
     if (err < 0) {
@@ -243,8 +284,7 @@ static void read_again(struct tls_credentials *c)
                   where, error.text);
         return;
     }
-    tls_material_unref(c->material);
-    c->material = fresh;
+    take_material(c, fresh);
     log_info("the TLS credentials in '%s' have changed; new clients get the new ones", where);
 }
 

@@ -3,8 +3,8 @@
  * What one side of a TLS session shows and accepts: certificates, pre-shared keys, or nothing.
  *
  * Credentials are read from files, and read again when those have changed: each new session looks
- * first.  What is bad then is logged and the credentials stay what they were; sessions that run
- * keep what they began with.
+ * first.  What is bad then is logged and the credentials stay what they were, also when a file that
+ * may be missing has vanished; sessions that run keep what they began with.
  *
  *   X509  DIR/ca-cert.pem (of the CAs that peers are verified by), DIR/ca-crl.pem (optional),
  *         DIR/server-cert.pem and server-key.pem, or client-cert.pem and client-key.pem

@@ -126,6 +126,13 @@ static bool stamp_now(const struct tls_file *file, struct tls_stamp *ret)
     return true;
 }
 
+bool tls_file_was_there(const struct tls_file *file)
+{
+    const struct tls_stamp none = {0};
+
+    return memcmp(&file->stamp, &none, sizeof(none)) != 0;
+}
+
 bool tls_file_changed(const struct tls_file *file)
 {
     struct tls_stamp now;

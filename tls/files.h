@@ -38,6 +38,8 @@ struct tls_file {
 int tls_file_read(struct tls_file *file, struct error *error);
 /* Whether nobody but its owner can read or change the file, if that matters; else a sentence. */
 bool tls_file_is_secret(const struct tls_file *file, struct error *error);
+/* Whether there was a file when the stamp was taken. */
+bool tls_file_was_there(const struct tls_file *file);
 /* Whether the file is in another state than the stamp tells. Lack of memory: it is not. */
 bool tls_file_changed(const struct tls_file *file);
 /* Takes the stamp of the file as it is now; lack of memory leaves the old one. */

@@ -381,7 +381,19 @@ def test_new_revocation(t):
     read_by_libnbd(t, uri)
     pki.revoke(folder, os.path.join(client, "client-cert.pem"))
     refused_by_libnbd(uri)
-    read_by_libnbd(t, tls_uri(server, tls_certificates=pki.folder("client")))
+    others = tls_uri(server, tls_certificates=pki.folder("client"))
+    read_by_libnbd(t, others)
+    # A list that vanishes takes nothing back, also when something else is new; one that returns counts.
+    crl = os.path.join(folder, "ca-crl.pem")
+    os.rename(crl, crl + ".away")
+    refused_by_libnbd(uri)
+    pki.folder(folder=folder)
+    refused_by_libnbd(uri)
+    read_by_libnbd(t, others)
+    wait_for(lambda: "ca-crl.pem' has vanished" in server.log, "the missing list to be told")
+    os.rename(crl + ".away", crl)
+    refused_by_libnbd(uri)
+    read_by_libnbd(t, others)
 
 
 if __name__ == "__main__":
