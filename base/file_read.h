@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Small files as a whole: lists, keys, settings. Blocking, and through the seam. */
+/*
+ * Small files as a whole, before clients are served: a pipe whose other end is slow holds
+ * everything up.  Blocking, and through the seam.
+ */
 #ifndef EVNBD_BASE_FILE_READ_H
 #define EVNBD_BASE_FILE_READ_H
 

@@ -28,8 +28,9 @@ int authz_simple_new(const char *identity, struct authz **ret, struct error *err
 int authz_list_new(json_t *tree, struct authz **ret, struct error *error);
 
 /*
- * The same from a file of JSON.  With `refresh` the file is read again for each decision; a new
- * state of it that is bad is logged once, and the old one stays.
+ * The same from a file of JSON.  Only a regular file of at most TLS_FILE_BYTES_MAX (tls/files.h) is
+ * taken.  With `refresh` each decision looks whether it has changed; a new state of it that is bad
+ * is logged once, and the old one stays.
  */
 int authz_list_file_new(const char *filename, bool refresh, struct authz **ret,
                         struct error *error);

@@ -2,22 +2,21 @@
 /*
  * Authorization by a list of rules, given in options or in a file.
  *
- * A list that came from a file remembers the bytes of the file as they were last seen, good or bad.
- * Comparing them needs no trust in time stamps, and tells each bad state once.
+ * A list that came from a file is read again when the stamp of the file has changed, and for as
+ * long as the file is so young that it could change without one.  It remembers the bytes as they
+ * were last seen, good or bad: comparing them tells each bad state once.
  */
 #include "tls/authz.h"
 
 #include "base/checked.h"
-#include "base/file_read.h"
 #include "base/log.h"
 #include "base/path.h"
 #include "tls/authz_kind.h"
+#include "tls/files.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define FILE_BYTES_MAX MIB
 
 enum policy { POLICY_DENY, POLICY_ALLOW };
 enum match_format { FORMAT_EXACT, FORMAT_GLOB };
@@ -58,7 +57,7 @@ struct list_authz {
 
 struct file_authz {
     struct authz authz;
-    char *filename;
+    struct tls_file file;
     bool refresh;
     struct rules rules;
     uint8_t *seen; /* the file as it was last read */
@@ -220,73 +219,78 @@ static int parse_text(const char *text, size_t length, const char *filename, str
 }
 
 /* Reads the file, and if it is another one than before and good, goes by it. */
-static int file_load(struct file_authz *file, struct error *error)
+static int file_load(struct file_authz *list, struct error *error)
 {
+    struct tls_file *file = &list->file;
     struct rules rules;
-    uint8_t *data;
-    size_t length;
-    int r = file_read(file->filename, FILE_BYTES_MAX, &data, &length, error);
+    int r = tls_file_read(file, error);
 
-    file->unreadable = r < 0;
+    list->unreadable = r < 0;
     if (r < 0)
         return r;
-    if (file->seen && length == file->seen_length && memcmp(data, file->seen, length) == 0) {
-        free(data);
+    if (list->seen && file->length == list->seen_length &&
+        memcmp(file->data, list->seen, file->length) == 0) {
+        tls_file_drop(file);
         return 0;
     }
-    free(file->seen);
-    file->seen = data;
-    file->seen_length = length;
-    r = parse_text((const char *)data, length, file->filename, &rules, error);
+    free(list->seen);
+    list->seen = file->data;
+    list->seen_length = file->length;
+    file->data = NULL;
+    file->length = 0;
+    r = parse_text((const char *)list->seen, list->seen_length, file->path, &rules, error);
     if (r < 0)
         return r;
-    rules_free(&file->rules);
-    file->rules = rules;
+    rules_free(&list->rules);
+    list->rules = rules;
     return 0;
 }
 
-static void file_refresh(struct file_authz *file)
+static void file_refresh(struct file_authz *list)
 {
-    bool told = file->unreadable;
+    bool told = list->unreadable;
     struct error error = {""};
 
-    if (file_load(file, &error) < 0 && !(told && file->unreadable))
+    if (list->file.settled && !told && !tls_file_changed(&list->file))
+        return;
+    if (file_load(list, &error) < 0 && !(told && list->unreadable))
         log_warning("%s; the rules stay what they were", error.text);
 }
 
 static bool file_allows(const struct authz *authz, const char *identity)
 {
-    struct file_authz *file = container_of(authz, struct file_authz, authz);
+    struct file_authz *list = container_of(authz, struct file_authz, authz);
 
-    if (file->refresh)
-        file_refresh(file);
-    return rules_allow(&file->rules, identity);
+    if (list->refresh)
+        file_refresh(list);
+    return rules_allow(&list->rules, identity);
 }
 
 static void file_free(struct authz *authz)
 {
-    struct file_authz *file = container_of(authz, struct file_authz, authz);
+    struct file_authz *list = container_of(authz, struct file_authz, authz);
 
-    rules_free(&file->rules);
-    free(file->filename);
-    free(file->seen);
-    free(file);
+    rules_free(&list->rules);
+    free(list->file.path);
+    free(list->seen);
+    free(list);
 }
 
 int authz_list_file_new(const char *filename, bool refresh, struct authz **ret, struct error *error)
 {
-    struct file_authz *file = calloc(1, sizeof(*file));
+    struct file_authz *list = calloc(1, sizeof(*list));
     int r;
 
-    if (!file)
+    if (!list)
         return error_set(error, ENOMEM, "out of memory");
-    file->authz = (struct authz){.allows = file_allows, .free = file_free};
-    file->refresh = refresh;
-    file->filename = path_absolute(filename);
-    r = file->filename ? file_load(file, error) : error_set(error, ENOMEM, "out of memory");
+    list->authz = (struct authz){.allows = file_allows, .free = file_free};
+    list->refresh = refresh;
+    list->file =
+        (struct tls_file){.label = "the rules", .needed = true, .path = path_absolute(filename)};
+    r = list->file.path ? file_load(list, error) : error_set(error, ENOMEM, "out of memory");
     if (r < 0)
-        file_free(&file->authz);
+        file_free(&list->authz);
     else
-        *ret = &file->authz;
+        *ret = &list->authz;
     return r;
 }

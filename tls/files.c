@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reading files of credentials, and finding out that they have changed. */
+/* Reading files of credentials and rules, and finding out that they have changed. */
 #include "tls/files.h"
 
 #include "base/secret.h"
@@ -8,6 +8,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Coarser than the clock of any file system: a file that was changed so long ago and is changed
+ * again gets another time. */
+#define SETTLED_NS INT64_C(2000000000)
 
 static struct tls_stamp stamp_of(const struct stat *st)
 {
@@ -78,6 +82,12 @@ static int read_opened(struct tls_file *file, int fd, const struct stat *st, str
     return 0;
 }
 
+static void set_stamp(struct tls_file *file, struct tls_stamp stamp)
+{
+    file->stamp = stamp;
+    file->settled = sys->realtime_ns() - stamp.changed_ns > SETTLED_NS;
+}
+
 int tls_file_read(struct tls_file *file, struct error *error)
 {
     struct stat st;
@@ -85,14 +95,14 @@ int tls_file_read(struct tls_file *file, struct error *error)
 
     fd = open_file(file, &st);
     if (fd == -ENOENT)
-        file->stamp = (struct tls_stamp){0};
+        set_stamp(file, (struct tls_stamp){0});
     else if (fd < 0)
         tls_file_restamp(file);
     if (fd == -ENOENT && !file->needed)
         return 0;
     if (fd < 0)
         return error_set_errno(error, -fd, "Unable to access %s '%s'", file->label, file->path);
-    file->stamp = stamp_of(&st);
+    set_stamp(file, stamp_of(&st));
     file->mode = st.st_mode;
     r = read_opened(file, fd, &st, error);
     sys->close(fd);
@@ -145,7 +155,7 @@ void tls_file_restamp(struct tls_file *file)
     struct tls_stamp now;
 
     if (stamp_now(file, &now))
-        file->stamp = now;
+        set_stamp(file, now);
 }
 
 void tls_file_drop(struct tls_file *file)

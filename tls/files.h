@@ -29,6 +29,7 @@ struct tls_file {
     bool needed;       /* else it may be missing */
     bool secret;       /* others should not be able to read it */
     struct tls_stamp stamp;
+    bool settled;  /* the stamp was old when it was taken: no later change can have the same one */
     mode_t mode;   /* when it was read */
     uint8_t *data; /* NULL: there is none */
     size_t length;

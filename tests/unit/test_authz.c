@@ -3,7 +3,9 @@
 #include "tls/authz.h"
 
 #include "base/checked.h"
+#include "base/sys.h"
 #include "config.h"
+#include "tests/support/fault.h"
 #include "tests/support/support.h"
 
 #include <errno.h>
@@ -210,6 +212,62 @@ static void test_file_is_read_again(void **state)
     free(path);
 }
 
+static int64_t a_minute_later(void)
+{
+    return sys_posix.realtime_ns() + INT64_C(60000000000);
+}
+
+/* A decision about a file that is as it was, and not younger than a clock can tell, reads nothing.
+ */
+static void test_file_is_not_read_when_it_is_old(void **state)
+{
+    const struct sys *before = sys;
+    struct sys later = *sys;
+    char *path = test_path(*state, "list");
+    struct authz *authz;
+    struct error error = {""};
+
+    write_text(path, ALLOW("a"));
+    later.realtime_ns = a_minute_later;
+    sys = &later;
+    fault_install();
+    assert_int_equal(authz_list_file_new(path, true, &authz, &error), 0);
+    fault_arm(&(struct fault_plan){.calls = FAULT_OPENAT | FAULT_PREADV});
+    for (int i = 0; i < 100; i++)
+        assert_true(authz_allows(authz, "a"));
+    assert_int_equal(fault_count(), 0);
+    write_text(path, ALLOW("bcd"));
+    assert_true(authz_allows(authz, "bcd"));
+    assert_int_equal(fault_count(), 2);
+    fault_remove();
+    sys = before;
+    authz_free(authz);
+    free(path);
+}
+
+/* A list that becomes something that may wait, or has no end, is left alone. */
+static void test_file_becomes_another_thing(void **state)
+{
+    char *path = test_path(*state, "list");
+    struct authz *authz;
+    struct error error = {""};
+
+    write_text(path, ALLOW("a"));
+    assert_int_equal(authz_list_file_new(path, true, &authz, &error), 0);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    assert_true(authz_allows(authz, "a"));
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(symlink("/dev/zero", path), 0);
+    assert_true(authz_allows(authz, "a"));
+    assert_false(authz_allows(authz, "b"));
+    authz_free(authz);
+    assert_int_equal(authz_list_file_new(path, true, &authz, &error), -EINVAL);
+    assert_non_null(strstr(error.text, "is not a regular file"));
+    assert_int_equal(unlink(path), 0);
+    free(path);
+}
+
 /* As the process leaves its directory when it goes into the background. */
 static void test_file_of_another_directory(void **state)
 {
@@ -309,6 +367,8 @@ int main(void)
         cmocka_unit_test(test_globs),
         cmocka_unit_test(test_bad_lists),
         cmocka_unit_test(test_file_is_read_again),
+        cmocka_unit_test(test_file_is_not_read_when_it_is_old),
+        cmocka_unit_test(test_file_becomes_another_thing),
         cmocka_unit_test(test_file_of_another_directory),
         cmocka_unit_test(test_file_is_read_once),
         cmocka_unit_test(test_bad_files),
