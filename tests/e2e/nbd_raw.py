@@ -138,6 +138,7 @@ class RawClient:
     `where` is the path of a Unix socket or a (host, port) pair; with the ssl.SSLContext `tls`,
     connect() begins with STARTTLS.
     """
+    tls = None  # also of one that a test has given a socket of its own
 
     def __init__(self, where, tls=None):
         self.tls = tls

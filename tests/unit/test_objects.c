@@ -140,7 +140,7 @@ static void test_refused(void **state)
         {{"authz-simple,id=a"}, "Object 'a': Parameter 'identity' is missing"},
         {{"authz-list-file,id=a"}, "Object 'a': Parameter 'filename' is missing"},
         {{"authz-list-file,id=a,filename=/nonexistent/f"},
-         "Object 'a': Could not open '/nonexistent/f': No such file"},
+         "Object 'a': Unable to access the rules '/nonexistent/f': No such file"},
         {{"authz-pam,id=a"}, "Object 'a': Parameter 'service' is missing"},
         {{"authz-list,id=a,policy=maybe"}, "Object 'a': Option 'policy' of an authorization list"},
         {{"{\"qom-type\": \"secret\""}, "The object's properties are not valid JSON"},
