@@ -2,33 +2,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Amended images: qemu-img finds the new features and the old content, and amends on."""
 import json
-import os
 import random
 
-from evnbd_test import (HELPERS, KIB, MIB, SANITIZER, cases, check, content, equal, main, qemu_img,
-                        qemu_img_check, qemu_io, read_file, run, same_bytes)
+from evnbd_test import (KIB, MIB, cases, check, content, equal, main, qemu_img, qemu_img_check,
+                        qemu_io, read_file, same_bytes)
 from qcow2_file import EXT_FEATURE_TABLE, Qcow2File
+from qcow2_judge import disk, sound, tool
 
-TOOL = os.path.join(HELPERS, "..", "tools", "qcow2_tool")
 CLUSTERS = ("512", "4k", "64k", "2M")
-
-
-def tool(*words, status=0):
-    done = run(TOOL, *words, status=status)
-    check(not SANITIZER.search(done.stderr), done.stderr)
-    return done
-
-
-def disk(t, image):
-    flat = t.path("flat.raw")
-    qemu_img("convert", "-f", "qcow2", "-O", "raw", image, flat)
-    return read_file(flat)
-
-
-def sound(image):
-    qemu_img_check(image)
-    found = json.loads(tool("check", image).stdout)
-    equal((found["corruptions"], found["leaks"]), (0, 0), "corruptions and leaks by our check")
 
 
 def told(image):

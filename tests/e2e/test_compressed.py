@@ -1,25 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """Compressed clusters that we write: qemu-img reads them, and finds them packed and sound."""
-import json
 import os
 import random
 
-from evnbd_test import (HELPERS, KIB, MIB, SANITIZER, cases, check, content, equal, main, qemu_img,
-                        qemu_img_check, qemu_io, read_file, run, same_bytes)
+from evnbd_test import KIB, MIB, cases, check, content, equal, main, qemu_img, qemu_io, same_bytes
+from qcow2_judge import disk, sound, tool
 
-TOOL = os.path.join(HELPERS, "..", "tools", "qcow2_tool")
 LAYOUTS = ("cluster_size=512", "cluster_size=4k", "cluster_size=64k", "cluster_size=2M",
            "cluster_size=64k,compression_type=zstd", "cluster_size=4k,compression_type=zstd",
            "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=1",
            "cluster_size=64k,refcount_bits=2", "cluster_size=2M,compression_type=zstd",
            "extended_l2=on,cluster_size=16k", "extended_l2=on,compression_type=zstd")
-
-
-def tool(*words, status=0):
-    done = run(TOOL, *words, status=status)
-    check(not SANITIZER.search(done.stderr), done.stderr)
-    return done
 
 
 def text(seed, length):
@@ -37,19 +29,6 @@ def mixed(seed, length):
         kind, n = rng.randrange(3), rng.choice((300, 5000, 70000, 300000))
         data += (text(rng.random(), n), rng.randbytes(n), bytes(n))[kind]
     return bytes(data[:length])
-
-
-def disk(t, image):
-    flat = t.path("flat.raw")
-    qemu_img("convert", "-f", "qcow2", "-O", "raw", image, flat)
-    return read_file(flat)
-
-
-def sound(image):
-    qemu_img_check(image)
-    found = json.loads(tool("check", image).stdout)
-    equal((found["corruptions"], found["leaks"]), (0, 0), "corruptions and leaks by our check")
-    return found
 
 
 @cases(*LAYOUTS)

@@ -5,11 +5,11 @@ import json
 import os
 import random
 
-from evnbd_test import (HELPERS, KIB, MIB, SANITIZER, cases, check, content, equal, main, qemu_img,
-                        qemu_img_check, qemu_io, read_file, run, same_bytes)
+from evnbd_test import (KIB, MIB, cases, check, content, equal, main, qemu_img, qemu_io, read_file,
+                        same_bytes)
 from qcow2_file import Qcow2File
+from qcow2_judge import disk, sound, tool
 
-TOOL = os.path.join(HELPERS, "..", "tools", "qcow2_tool")
 LAYOUTS = ("cluster_size=512", "cluster_size=4k", "cluster_size=64k", "cluster_size=2M",
            "cluster_size=4k,compat=0.10", "cluster_size=512,refcount_bits=64",
            "cluster_size=4k,refcount_bits=1", "cluster_size=64k,lazy_refcounts=on",
@@ -18,31 +18,12 @@ LAYOUTS = ("cluster_size=512", "cluster_size=4k", "cluster_size=64k", "cluster_s
 MODES = ("off", "metadata", "falloc", "full")
 
 
-def tool(*words, status=0):
-    done = run(TOOL, *words, status=status)
-    check(not SANITIZER.search(done.stderr), done.stderr)
-    return done
-
-
 def resize(who, image, size, mode="off", shrink=False):
     if who == "ours":
         tool("resize", image, "qcow2", size, "shrink" if shrink else mode)
     else:
         qemu_img("resize", "-q", "-f", "qcow2", *(["--shrink"] if shrink else
                                                   [f"--preallocation={mode}"]), image, size)
-
-
-def disk(t, image):
-    """All bytes of the disk, as qemu-img reads them."""
-    flat = t.path("flat.raw")
-    qemu_img("convert", "-f", "qcow2", "-O", "raw", image, flat)
-    return read_file(flat)
-
-
-def sound(image):
-    qemu_img_check(image)
-    found = json.loads(tool("check", image).stdout)
-    equal((found["corruptions"], found["leaks"]), (0, 0), "corruptions and leaks by our check")
 
 
 def write(image, model, offset, length, byte):

@@ -110,7 +110,7 @@ static struct meter *meter_new(int fd)
 /* ---- Fixture ---- */
 
 struct fixture {
-    char dir[64], keys[80];
+    char *dir, keys[80];
     struct tls_credentials *server_side, *client_side;
     struct meter *meter; /* below the server's */
     struct stream *server, *client;
@@ -148,9 +148,8 @@ static void fixture_init(struct fixture *f)
     struct tls_credentials_config config = {.kind = TLS_PSK, .endpoint = TLS_SERVER};
     struct error error = {""};
 
-    *f = (struct fixture){.dir = "/tmp/evnbd-tls-XXXXXX"};
+    *f = (struct fixture){.dir = test_dir_make()};
     assert_int_equal(reactor_init(NULL), 0);
-    assert_non_null(mkdtemp(f->dir));
     snprintf(f->keys, sizeof(f->keys), "%s/server.psk", f->dir);
     write_keys(f->keys, "alice:" ALICE "\nbob:" MALLORY "\n");
     config.psk_file = f->keys;
@@ -170,15 +169,10 @@ static void close_streams(struct fixture *f)
 
 static void fixture_fini(struct fixture *f)
 {
-    char path[100];
-
     close_streams(f);
     tls_credentials_unref(f->server_side);
     tls_credentials_unref(f->client_side);
-    unlink(f->keys);
-    snprintf(path, sizeof(path), "%s/keys.psk", f->dir);
-    unlink(path);
-    assert_int_equal(rmdir(f->dir), 0);
+    test_dir_remove(f->dir);
     reactor_fini();
 }
 
