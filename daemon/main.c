@@ -69,29 +69,32 @@ static int inform(const struct arguments *arguments, const char *program, struct
     return finish_output(error);
 }
 
-static int serve(const struct arguments *arguments, const struct activation *activation,
-                 struct error *error)
+static int serve(const struct arguments *arguments, struct service *service, struct error *error)
 {
-    struct daemonize daemonize = {0};
+    int err = 0;
 
-    if (arguments->fork) {
-        int err = daemonize_fork(&daemonize, error);
+    if (arguments->fork)
+        err = daemonize_fork(&service->daemonize, error);
+    return err == 0 ? serve_run(arguments, service, error) : err;
+}
 
-        if (err != 0)
-            return err;
-    }
-    return serve_run(arguments, activation, &daemonize, error);
+static void meet_manager(struct service *service)
+{
+    struct error error = {""};
+
+    if (notify_open(&service->notify, &error) < 0)
+        log_warning("%s", error.text);
 }
 
 static int act(const struct arguments *arguments, const char *program, struct error *error)
 {
-    struct activation activation;
+    struct service service = {0};
     int err;
 
     if (arguments->action >= ACTION_HELP)
         return inform(arguments, program, error);
-    err = activation_take(&activation, error);
-    if (err == 0 && activation.count > 0)
+    err = activation_take(&service.activation, error);
+    if (err == 0 && service.activation.count > 0)
         err = arguments_check_activated(arguments, error);
     if (err == 0)
         err = arguments_check(arguments, error);
@@ -111,7 +114,8 @@ static int act(const struct arguments *arguments, const char *program, struct er
         err = tls_check_run(arguments, stdout, error);
         break;
     default:
-        return serve(arguments, &activation, error);
+        meet_manager(&service);
+        return serve(arguments, &service, error);
     }
     return err < 0 ? err : finish_output(error);
 }

@@ -33,10 +33,11 @@
 #define SECOND_NS INT64_C(1000000000)
 #define DRAIN_LIMIT_NS (5 * SECOND_NS)
 #define SAME_SIGNAL_NS (SECOND_NS / 5)
+#define STATUS_PAUSE_NS SECOND_NS
 
 struct serve {
     const struct arguments *arguments;
-    const struct activation *activation;
+    struct service *service;
     struct error *error;
 
     struct block_context context;
@@ -51,9 +52,35 @@ struct serve {
     bool served; /* clients could connect */
     bool stopping;
     int64_t stopping_ns; /* since when */
+
+    unsigned clients; /* that finished their handshakes */
+    struct reactor_timer status;
 };
 
 static const int stop_signals[] = {SIGTERM, SIGINT, SIGHUP};
+
+static const char *plural(unsigned count)
+{
+    return count == 1 ? "" : "s";
+}
+
+static void tell_status(struct reactor_timer *timer)
+{
+    const struct serve *serve = container_of(timer, struct serve, status);
+
+    notify_status(&serve->service->notify, "Serving '%s' to %u client%s", serve->arguments->image,
+                  serve->clients, plural(serve->clients));
+}
+
+/* Clients may come and go faster than anybody reads. */
+static void on_clients_changed(void *arg, unsigned clients)
+{
+    struct serve *serve = arg;
+
+    serve->clients = clients;
+    if (notify_wanted(&serve->service->notify) && !serve->stopping && !serve->status.heap_index)
+        reactor_timer_start(&serve->status, STATUS_PAUSE_NS, tell_status);
+}
 
 static void stop(struct serve *serve)
 {
@@ -61,6 +88,9 @@ static void stop(struct serve *serve)
         return;
     serve->stopping = true;
     serve->stopping_ns = sys->monotonic_ns();
+    reactor_timer_stop(&serve->status);
+    notify_stopping(&serve->service->notify, "Stopping: %u client%s to finish with", serve->clients,
+                    plural(serve->clients));
     nbd_server_stop(serve->server, DRAIN_LIMIT_NS);
 }
 
@@ -203,7 +233,7 @@ static int backlog(const struct arguments *arguments)
 
 static int listen_passed(struct serve *serve)
 {
-    const struct activation *activation = serve->activation;
+    const struct activation *activation = &serve->service->activation;
     int err = 0;
 
     for (unsigned i = 0; i < activation->count && err == 0; i++)
@@ -224,13 +254,15 @@ static int start_listening(struct serve *serve)
         .handshake_limit_ns = (int64_t)a->handshake_limit * SECOND_NS,
         .idle_limit_ns = (int64_t)a->idle_timeout * SECOND_NS,
     };
-    const struct nbd_server_events events = {
-        .arg = serve, .client_left = on_client_left, .stopped = on_stopped};
+    const struct nbd_server_events events = {.arg = serve,
+                                             .clients_changed = on_clients_changed,
+                                             .client_left = on_client_left,
+                                             .stopped = on_stopped};
 
     serve->server = nbd_server_new(&config, &serve->exports, &events);
     if (!serve->server)
         return error_set(serve->error, ENOMEM, "Could not make the server: out of memory");
-    if (serve->activation->count > 0)
+    if (serve->service->activation.count > 0)
         return listen_passed(serve);
     if (a->socket)
         return nbd_server_listen_unix(serve->server, a->socket, backlog(a), serve->error);
@@ -262,7 +294,7 @@ static int watch_signals(struct serve *serve)
     return 0;
 }
 
-static int start(struct serve *serve, struct daemonize *daemonize)
+static int start(struct serve *serve)
 {
     const struct arguments *a = serve->arguments;
     int err = security_open(&serve->security, a, serve->error);
@@ -283,7 +315,10 @@ static int start(struct serve *serve, struct daemonize *daemonize)
     warn_about_offset(serve);
     log_info("serving '%s' (%s, %" PRIu64 " bytes) as export '%s'", a->image,
              serve->node->driver->name, serve->node->size, a->export_name);
-    return daemonize_ready(daemonize, a->verbose, serve->error);
+    err = daemonize_ready(&serve->service->daemonize, a->verbose, serve->error);
+    if (err == 0)
+        notify_ready(&serve->service->notify, "Serving '%s'", a->image);
+    return err;
 }
 
 /* Without the loop a signal would end the process by its default, with that as the exit status. */
@@ -305,17 +340,18 @@ static int finish(struct serve *serve)
     err = in_coroutine(serve, close_export);
     security_close(&serve->security);
     pid_file_remove(&serve->pid_file);
+    reactor_timer_stop(&serve->status);
+    notify_close(&serve->service->notify);
     block_signals();
     reactor_fini();
     return err;
 }
 
-int serve_run(const struct arguments *arguments, const struct activation *activation,
-              struct daemonize *daemonize, struct error *error)
+int serve_run(const struct arguments *arguments, struct service *service, struct error *error)
 {
     struct serve serve = {
         .arguments = arguments,
-        .activation = activation,
+        .service = service,
         .error = error,
         .pid_file = {.fd = -1},
     };
@@ -326,11 +362,13 @@ int serve_run(const struct arguments *arguments, const struct activation *activa
         return start_err;
     raise_descriptor_limit();
     nbd_exports_init(&serve.exports);
-    start_err = start(&serve, daemonize);
+    start_err = start(&serve);
     if (start_err == 0) {
         serve.served = true;
         nbd_server_start(serve.server);
         reactor_run();
+    } else {
+        notify_status(&service->notify, "%s", error->text);
     }
     end_err = finish(&serve);
     return start_err < 0 ? start_err : end_err;

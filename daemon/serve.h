@@ -6,14 +6,21 @@
 #include "daemon/arguments.h"
 #include "daemon/daemonize.h"
 #include "systemd/activation.h"
+#include "systemd/notify.h"
+
+/* Who started the process, and what they gave it and want to know. */
+struct service {
+    struct activation activation;
+    struct notify notify;
+    struct daemonize daemonize;
+};
 
 /*
  * Serves the image, on the sockets that were passed or on one of its own, until a signal or the
- * last client ends it.  Nothing can be connected to before
- * the image is known to be good.  Returns 0, or negative errno with `error` set when serving could
+ * last client ends it.  Nothing can be connected to before the image is known to be good; then who
+ * started the process is told.  Returns 0, or negative errno with `error` set when serving could
  * not start or the image could not be written back at the end.
  */
-int serve_run(const struct arguments *arguments, const struct activation *activation,
-              struct daemonize *daemonize, struct error *error);
+int serve_run(const struct arguments *arguments, struct service *service, struct error *error);
 
 #endif

@@ -100,6 +100,12 @@ static void rest(struct nbd_server *server, int64_t ns)
 
 /* ---- Connections ---- */
 
+static void tell_clients(const struct nbd_server *server)
+{
+    if (server->events.clients_changed)
+        server->events.clients_changed(server->events.arg, server->client_count);
+}
+
 static void entered(struct nbd_connection_owner *owner, struct nbd_connection *c)
 {
     struct nbd_server *server = server_of(owner);
@@ -111,6 +117,7 @@ static void entered(struct nbd_connection_owner *owner, struct nbd_connection *c
     server->client_count++;
     c->nbd_export->clients++;
     nbd_origin_promote(c->origin);
+    tell_clients(server);
     end_rest(server);
 }
 
@@ -127,6 +134,7 @@ static void closed(struct nbd_connection_owner *owner, struct nbd_connection *c)
         c->nbd_export->clients--;
         list_for_each(it, &server->handshakes)
             nbd_connection_resume(list_entry(it, struct nbd_connection, link));
+        tell_clients(server);
         if (server->events.client_left)
             server->events.client_left(server->events.arg, server->client_count);
     }

@@ -32,6 +32,8 @@ struct nbd_server;
 /* What the owner of the server is told; any may be NULL. */
 struct nbd_server_events {
     void *arg;
+    /* A client finished its handshake, or such a one left; now there are so many. */
+    void (*clients_changed)(void *arg, unsigned clients);
     /* A client that had finished its handshake left; `remaining` others are in transmission. */
     void (*client_left)(void *arg, unsigned remaining);
     /* After nbd_server_stop(): the last connection is gone. */
