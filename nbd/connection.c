@@ -93,12 +93,17 @@ void nbd_connection_broken(struct nbd_connection *c, const char *doing, int err)
 
 /* ---- Sending ---- */
 
+static int64_t stall_ns(const struct nbd_connection *c)
+{
+    return c->stopping ? NBD_STOP_STALL_NS : NBD_STALL_NS;
+}
+
 static void on_stall(struct reactor_timer *timer)
 {
     struct nbd_connection *c = container_of(timer, struct nbd_connection, stall);
 
     nbd_connection_cut(c, "the client has taken no replies for %d s",
-                       (int)(NBD_STALL_NS / 1000000000));
+                       (int)(stall_ns(c) / 1000000000));
 }
 
 void nbd_connection_flush(struct nbd_connection *c)
@@ -121,7 +126,7 @@ void nbd_connection_flush(struct nbd_connection *c)
     else if (!c->out.blocked)
         reactor_timer_stop(&c->stall);
     else if (c->out.sent != sent || c->stall.heap_index == 0)
-        reactor_timer_start(&c->stall, NBD_STALL_NS, on_stall);
+        reactor_timer_start(&c->stall, stall_ns(c), on_stall);
     if (!nbd_connection_output_full(c))
         co_queue_wake_all(&c->output_room);
 }
@@ -145,6 +150,11 @@ void nbd_connection_await_room(struct nbd_connection *c)
         co_queue_wait(&c->output_room);
 }
 
+unsigned nbd_connection_requests(const struct nbd_connection *c)
+{
+    return c->running - (c->receiving ? 1 : 0);
+}
+
 /* ---- Idle clients ---- */
 
 void nbd_connection_active(struct nbd_connection *c)
@@ -156,7 +166,7 @@ void nbd_connection_active(struct nbd_connection *c)
 /* Whether the server owes the client nothing. A payload on its way is owed by the client. */
 static bool owes_nothing(const struct nbd_connection *c)
 {
-    return c->running == (c->receiving ? 1 : 0) && c->out.count == 0 && !c->paused;
+    return nbd_connection_requests(c) == 0 && c->out.count == 0 && !c->paused;
 }
 
 static void on_idle(struct reactor_timer *timer)
@@ -464,6 +474,13 @@ void nbd_connection_stop(struct nbd_connection *c)
     /* What has already come is still answered: the turn looks for it. */
     c->paused = true;
     reactor_defer(&c->turn);
+    if (c->out.blocked)
+        reactor_timer_start(&c->stall, stall_ns(c), on_stall);
+}
+
+void nbd_connection_cancel(struct nbd_connection *c)
+{
+    c->cancelling = true;
 }
 
 static enum nbd_tls_mode tls_mode(const struct nbd_tls *tls)

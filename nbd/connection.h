@@ -40,6 +40,8 @@
 #define NBD_CACHE_AT_ONCE (UINT64_C(64) << 20)
 /* A connection whose output does not move for so long is cut. */
 #define NBD_STALL_NS INT64_C(60000000000)
+/* The same while the server shuts down. */
+#define NBD_STOP_STALL_NS INT64_C(1000000000)
 
 struct nbd_connection;
 struct nbd_job;
@@ -113,6 +115,8 @@ struct nbd_connection {
     bool paused;       /* over a limit: not read from until the turn finds that it may go on */
     bool drained;      /* the last receive emptied the stream */
     bool stopping;     /* the server shuts down */
+    bool cancelling;   /* ... and long requests end where they are */
+    bool gone;         /* the client closed its side without a goodbye */
     bool input_closed; /* nothing more is read */
     bool dead;         /* nothing more is sent either */
 
@@ -136,8 +140,15 @@ struct nbd_connection *nbd_connection_new(struct nbd_connection_owner *owner, st
                                           struct nbd_origin *origin);
 /* Goes on after may_enter() has changed to true. */
 void nbd_connection_resume(struct nbd_connection *c);
-/* Finishes what is in flight, refuses the rest, then closes. */
+/*
+ * Finishes what is in flight, refuses the rest, then closes.  A client that does not go on with a
+ * payload, or takes no replies, is cut after NBD_STOP_STALL_NS.
+ */
 void nbd_connection_stop(struct nbd_connection *c);
+/* After that: requests that take long end where they are, with ESHUTDOWN. */
+void nbd_connection_cancel(struct nbd_connection *c);
+/* Requests that run, without one whose payload is on its way. */
+unsigned nbd_connection_requests(const struct nbd_connection *c);
 /* Closes now; what runs is awaited and its replies are dropped. */
 __attribute__((format(printf, 2, 3))) void nbd_connection_cut(struct nbd_connection *c,
                                                               const char *format, ...);
@@ -158,6 +169,12 @@ bool nbd_connection_output_full(const struct nbd_connection *c);
 
 /* Waits until it is not, or nothing is sent any more (c->dead). In a coroutine. */
 void nbd_connection_await_room(struct nbd_connection *c);
+
+/* Whether requests that take long should end where they are, with -ESHUTDOWN. */
+static inline bool nbd_connection_gives_up(const struct nbd_connection *c)
+{
+    return c->dead || c->gone || c->cancelling;
+}
 
 /* Something came or went: the client is not idle. */
 void nbd_connection_active(struct nbd_connection *c);

@@ -9,7 +9,6 @@
 #include "nbd/job.h"
 
 #include "base/buffer.h"
-#include "base/bytes.h"
 #include "base/checked.h"
 #include "base/coroutine.h"
 #include "blockcore/block.h"
@@ -131,120 +130,6 @@ void nbd_job_free(struct nbd_job *job)
 
 /* ---- Running ---- */
 
-static unsigned write_flags(const struct nbd_job *job)
-{
-    const struct nbd_export *e = job->connection->nbd_export;
-
-    return job->request.flags & NBD_CMD_FLAG_FUA || e->write_through ? BLOCK_FUA : 0;
-}
-
-static unsigned zero_flags(const struct nbd_job *job)
-{
-    unsigned flags = write_flags(job);
-
-    flags |= job->request.flags & NBD_CMD_FLAG_NO_HOLE ? BLOCK_ALLOCATE : ZERO_MAY_UNMAP;
-    if (job->request.flags & NBD_CMD_FLAG_FAST_ZERO)
-        flags |= ZERO_FAST;
-    return flags;
-}
-
-static int run_write(struct nbd_job *job)
-{
-    const struct nbd_export *e = job->connection->nbd_export;
-    const struct nbd_request *request = &job->request;
-
-    if (e->detect_zeroes && bytes_are_zero(job->buffer, request->length))
-        return block_zero(e->node, request->offset, request->length,
-                          write_flags(job) | (e->detect_zeroes_unmap ? ZERO_MAY_UNMAP : 0));
-    return block_write(e->node, job->buffer, request->length, request->offset, write_flags(job));
-}
-
-static int run_change(struct nbd_job *job)
-{
-    const struct nbd_request *request = &job->request;
-    struct node *node = job->connection->nbd_export->node;
-
-    switch (request->command) {
-    case NBD_CMD_WRITE:
-        return run_write(job);
-    case NBD_CMD_TRIM:
-        return block_discard(node, request->offset, request->length, write_flags(job));
-    default: /* WRITE_ZEROES */
-        return block_zero(node, request->offset, request->length, zero_flags(job));
-    }
-}
-
-/* What the first bytes of the disk would be after the job's change. 0 or negative errno. */
-static int preview(const struct nbd_job *job, uint8_t *bytes, size_t size)
-{
-    const struct nbd_request *request = &job->request;
-    size_t n = min_u64(request->length, size - request->offset);
-    int r = block_read(job->connection->nbd_export->node, bytes, size, 0);
-
-    if (r < 0)
-        return r;
-    if (job->buffer)
-        memcpy(bytes + request->offset, job->buffer, n);
-    else
-        memset(bytes + request->offset, 0, n);
-    return 0;
-}
-
-/* -EPERM when the change would make the disk look like an image format, see run_protected(). */
-static int check_header(const struct nbd_job *job)
-{
-    const struct nbd_export *e = job->connection->nbd_export;
-    size_t size = min_u64(PROBE_BYTES, e->size);
-    uint8_t *bytes = buffer_get(PROBE_BYTES);
-    struct probe probe = {.data = bytes, .length = size, .file_size = e->size};
-    int r;
-
-    if (!bytes)
-        return -ENOMEM;
-    r = preview(job, bytes, size);
-    if (r == 0 && probe_shows_format(e->probe_drivers, &probe))
-        r = -EPERM;
-    buffer_put(bytes, PROBE_BYTES);
-    return r;
-}
-
-/*
- * The disk was taken for raw because its first bytes show no format.  A client must not be able to
- * change that: the next open would follow a header, and backing files, that the client wrote.
- * Changes are checked one at a time, or two halves of a header would pass side by side.
- */
-static int run_protected(struct nbd_job *job)
-{
-    struct nbd_export *e = job->connection->nbd_export;
-    int r;
-
-    co_mutex_lock(&e->header_mutex);
-    r = check_header(job);
-    if (r == 0)
-        r = run_change(job);
-    co_mutex_unlock(&e->header_mutex);
-    return r;
-}
-
-/* A command that is answered without data. */
-static int run(struct nbd_job *job)
-{
-    const struct nbd_request *request = &job->request;
-    const struct nbd_export *e = job->connection->nbd_export;
-
-    switch (request->command) {
-    case NBD_CMD_FLUSH:
-        return block_flush(e->node);
-    case NBD_CMD_CACHE:
-        return block_prefetch(e->node, request->offset,
-                              min_u64(request->length, NBD_CACHE_AT_ONCE));
-    default:
-        if (e->protect_header && e->probe_drivers && request->offset < PROBE_BYTES)
-            return run_protected(job);
-        return run_change(job);
-    }
-}
-
 static void answer(struct nbd_job *job, int r)
 {
     if (r < 0)
@@ -262,7 +147,7 @@ static void job_main(void *arg)
     else if (job->request.command == NBD_CMD_BLOCK_STATUS)
         nbd_status_run(job);
     else
-        answer(job, run(job));
+        answer(job, nbd_command_run(job));
     nbd_job_free(job);
 }
 

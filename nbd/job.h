@@ -2,9 +2,10 @@
 /*
  * Jobs: requests that may wait, each in a coroutine.  Inside of nbd/.
  *
- *   job.c     their memory and their end; commands that change the disk, FLUSH, CACHE
- *   read.c    READ
- *   status.c  BLOCK_STATUS
+ *   job.c      their memory and their end
+ *   command.c  commands that are answered without data
+ *   read.c     READ
+ *   status.c   BLOCK_STATUS
  */
 #ifndef EVNBD_NBD_JOB_H
 #define EVNBD_NBD_JOB_H
@@ -44,6 +45,8 @@ void nbd_job_start(struct nbd_job *job);
 
 /* read.c: answers a READ now if it need not wait, else starts a job. */
 void nbd_read_start(struct nbd_connection *c, const struct nbd_request *request);
+/* command.c, in the coroutine of a job: runs it. Returns 0 or the negative errno to answer. */
+int nbd_command_run(struct nbd_job *job);
 /* In the coroutine of a job: run and answer. */
 void nbd_read_run(struct nbd_job *job);
 void nbd_status_run(struct nbd_job *job);

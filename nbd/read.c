@@ -168,6 +168,8 @@ static int read_whole(struct nbd_job *job)
 
         if (done > 0)
             coroutine_yield();
+        if (job->connection->dead)
+            return -ESHUTDOWN;
         r = block_read(node, job->buffer + done, n, request->offset + done);
         done += n;
     }

@@ -96,6 +96,7 @@ static void feed_kept(struct nbd_connection *c)
 
 static void input_ended(struct nbd_connection *c)
 {
+    c->gone = true;
     if (c->receiving || c->discard)
         nbd_connection_end_input(c, "the client closed the connection in the middle of a payload");
     else if (c->kept.length > 0)

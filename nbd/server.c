@@ -38,6 +38,8 @@
 #define MOMENT_NS INT64_C(100000000)
 /* Without descriptors or memory for one more client, accepting rests for so long. */
 #define ACCEPT_PAUSE_NS INT64_C(1000000000)
+/* When the server shuts down, requests that take longer end where they are. */
+#define STOP_CANCEL_NS INT64_C(1000000000)
 
 struct nbd_server {
     struct nbd_connection_owner owner;
@@ -50,7 +52,8 @@ struct nbd_server {
     unsigned handshake_count, client_count;
     uint64_t serial; /* names local clients */
     bool started, stopping, resting;
-    struct reactor_timer rest, stop_limit;
+    struct reactor_timer rest, stop_cancel, stop_limit;
+    int64_t stop_limit_ns;
     struct log_limit log_accept;     /* failures to accept */
     struct reactor_deferred drained; /* the last connection is gone */
 };
@@ -410,6 +413,7 @@ static void on_drained(struct reactor_deferred *deferred)
 {
     struct nbd_server *server = container_of(deferred, struct nbd_server, drained);
 
+    reactor_timer_stop(&server->stop_cancel);
     reactor_timer_stop(&server->stop_limit);
     if (coroutine_start(flush_exports, server) == 0)
         return;
@@ -418,19 +422,37 @@ static void on_drained(struct reactor_deferred *deferred)
         server->events.stopped(server->events.arg);
 }
 
+static void on_stop_cancel(struct reactor_timer *timer)
+{
+    struct nbd_server *server = container_of(timer, struct nbd_server, stop_cancel);
+
+    list_for_each(it, &server->clients)
+        nbd_connection_cancel(list_entry(it, struct nbd_connection, link));
+}
+
 static void cut_all(struct list *connections)
 {
     list_for_each(it, connections)
-        nbd_connection_cut(list_entry(it, struct nbd_connection, link),
-                           "it did not finish in time when the server shut down");
+    {
+        struct nbd_connection *c = list_entry(it, struct nbd_connection, link);
+        unsigned requests = nbd_connection_requests(c);
+
+        nbd_connection_cut(c, "it did not finish in time when the server shut down");
+        if (requests > 0)
+            log_warning("shutting down: waiting for %u request%s of client %s to export '%s', "
+                        "which the image has not finished",
+                        requests, requests == 1 ? "" : "s", c->peer, c->nbd_export->name);
+    }
 }
 
+/* What runs holds the image and cannot be broken off, so it is waited for and told of, again. */
 static void on_stop_limit(struct reactor_timer *timer)
 {
     struct nbd_server *server = container_of(timer, struct nbd_server, stop_limit);
 
     cut_all(&server->handshakes);
     cut_all(&server->clients);
+    reactor_timer_start(&server->stop_limit, server->stop_limit_ns, on_stop_limit);
 }
 
 void nbd_server_stop(struct nbd_server *server, int64_t limit_ns)
@@ -443,6 +465,8 @@ void nbd_server_stop(struct nbd_server *server, int64_t limit_ns)
         nbd_connection_stop(list_entry(it, struct nbd_connection, link));
     list_for_each(it, &server->clients)
         nbd_connection_stop(list_entry(it, struct nbd_connection, link));
+    server->stop_limit_ns = limit_ns;
+    reactor_timer_start(&server->stop_cancel, STOP_CANCEL_NS, on_stop_cancel);
     reactor_timer_start(&server->stop_limit, limit_ns, on_stop_limit);
     if (nbd_server_connections(server) == 0)
         reactor_defer(&server->drained);
@@ -485,6 +509,7 @@ void nbd_server_free(struct nbd_server *server)
     if (!server)
         return;
     close_listeners(server);
+    reactor_timer_stop(&server->stop_cancel);
     reactor_timer_stop(&server->stop_limit);
     reactor_defer_cancel(&server->drained);
     log_limit_end(&server->log_accept);

@@ -69,7 +69,10 @@ int nbd_server_add_client(struct nbd_server *server, int fd, const char *peer);
 /*
  * Orderly stop: listeners are closed, handshakes get ERR_SHUTDOWN, what is in flight is finished
  * and answered, further requests get ESHUTDOWN, exports are flushed; then events.stopped is called.
- * Connections that have not drained after `limit_ns` are cut.
+ * After a second TRIM, WRITE_ZEROES and CACHE end where they are (ESHUTDOWN), and clients that do
+ * not go on with a payload or take no replies are cut.  Connections that have not drained after
+ * `limit_ns` (of nanoseconds) are cut; requests that still run are waited for, with a line in the
+ * log after each `limit_ns`.
  */
 void nbd_server_stop(struct nbd_server *server, int64_t limit_ns);
 /* Only when stopped (or never started). NULL is fine. */

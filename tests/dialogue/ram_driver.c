@@ -190,7 +190,7 @@ static int ram_zero(struct node *node, uint64_t offset, uint64_t length, unsigne
     wait_if_slow(disk);
     if (disk->zero_error)
         return disk->zero_error;
-    disk->changed = length;
+    disk->changed += length;
     if (disk->data)
         memset(disk->data + offset, 0, length);
     return 0;
@@ -202,7 +202,7 @@ static int ram_discard(struct node *node, uint64_t offset, uint64_t length)
 
     disk->discards++;
     wait_if_slow(disk);
-    disk->changed = length;
+    disk->changed += length;
     if (disk->data)
         memset(disk->data + offset, 0, length);
     return 0;

@@ -26,7 +26,7 @@ struct ram_disk {
     /* Calls that have begun, and the flags of the last zeroing. */
     unsigned reads, writes, zeroes, discards, flushes, maps;
     unsigned zero_flags;
-    uint64_t changed;    /* bytes of the last zeroing or discard */
+    uint64_t changed;    /* bytes zeroed and discarded */
     struct list waiting; /* calls that wait, in order of arrival */
     unsigned waiting_count;
 };

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Commands that are answered without data: those that change the disk, FLUSH, CACHE.
+ *
+ * A range may be as long as the disk, so TRIM, WRITE_ZEROES and CACHE are handed to the block layer
+ * in pieces, and end between two of them when nobody is there any more who wants it done.
+ */
+#include "base/buffer.h"
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "blockcore/block.h"
+#include "nbd/connection.h"
+#include "nbd/job.h"
+#include "nbd/slice.h"
+
+#include <errno.h>
+#include <string.h>
+
+/*
+ * Pieces start with this size, which is also the least, and grow while they take less than
+ * PIECE_NS.  They end at multiples of PIECE_ALIGN, which no cluster crosses.
+ */
+#define PIECE_BYTES (UINT64_C(8) << 20)
+#define PIECE_ALIGN (UINT64_C(4) << 20)
+#define PIECE_NS INT64_C(50000000)
+/* They grow up to this, or to what makes so many of a very long range. */
+#define PIECE_BYTES_MAX (UINT64_C(4) << 30)
+#define PIECES_WANTED 1024
+
+typedef int piece_function(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
+
+/* A first part of a range of `left` bytes. The last one is no scrap, which could not be fast. */
+static uint64_t cut_piece(uint64_t offset, uint64_t left, uint64_t size)
+{
+    if (left < size + 2 * PIECE_ALIGN)
+        return left;
+    return size + (PIECE_ALIGN - offset % PIECE_ALIGN) % PIECE_ALIGN;
+}
+
+/* The size of the next piece, after one that took so long. */
+static uint64_t next_size(uint64_t size, int64_t took_ns, uint64_t most)
+{
+    if (took_ns < PIECE_NS)
+        return min_u64(2 * size, most);
+    return took_ns > 4 * PIECE_NS && size > PIECE_BYTES ? size / 2 : size;
+}
+
+/* Runs it for `length` bytes of the request's range. -ESHUTDOWN: it was given up in between. */
+static int in_pieces(struct nbd_job *job, uint64_t length, piece_function *run, unsigned flags)
+{
+    struct nbd_connection *c = job->connection;
+    struct node *node = c->nbd_export->node;
+    uint64_t at = job->request.offset, end = at + length, size = PIECE_BYTES;
+    uint64_t most = length / PIECES_WANTED;
+    struct nbd_slice slice;
+    int r = 0;
+
+    if (most < PIECE_BYTES_MAX)
+        most = PIECE_BYTES_MAX;
+    nbd_slice_begin(&slice);
+    while (at < end && r == 0) {
+        uint64_t n = cut_piece(at, end - at, size);
+        int64_t began = sys->monotonic_ns();
+
+        if (nbd_connection_gives_up(c))
+            return -ESHUTDOWN;
+        r = run(node, at, n, flags & ~(unsigned)BLOCK_FUA);
+        at += n;
+        size = next_size(size, sys->monotonic_ns() - began, most);
+        nbd_slice_step(&slice);
+    }
+    return r == 0 && flags & BLOCK_FUA ? block_flush(node) : r;
+}
+
+static int prefetch_piece(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    (void)flags;
+    return block_prefetch(node, offset, length);
+}
+
+static unsigned write_flags(const struct nbd_job *job)
+{
+    const struct nbd_export *e = job->connection->nbd_export;
+
+    return job->request.flags & NBD_CMD_FLAG_FUA || e->write_through ? BLOCK_FUA : 0;
+}
+
+static unsigned zero_flags(const struct nbd_job *job)
+{
+    unsigned flags = write_flags(job);
+
+    flags |= job->request.flags & NBD_CMD_FLAG_NO_HOLE ? BLOCK_ALLOCATE : ZERO_MAY_UNMAP;
+    if (job->request.flags & NBD_CMD_FLAG_FAST_ZERO)
+        flags |= ZERO_FAST;
+    return flags;
+}
+
+static int run_write(struct nbd_job *job)
+{
+    const struct nbd_export *e = job->connection->nbd_export;
+    const struct nbd_request *request = &job->request;
+
+    if (e->detect_zeroes && bytes_are_zero(job->buffer, request->length))
+        return block_zero(e->node, request->offset, request->length,
+                          write_flags(job) | (e->detect_zeroes_unmap ? ZERO_MAY_UNMAP : 0));
+    return block_write(e->node, job->buffer, request->length, request->offset, write_flags(job));
+}
+
+static int run_change(struct nbd_job *job)
+{
+    switch (job->request.command) {
+    case NBD_CMD_WRITE:
+        return run_write(job);
+    case NBD_CMD_TRIM:
+        return in_pieces(job, job->request.length, block_discard, write_flags(job));
+    default: /* WRITE_ZEROES */
+        return in_pieces(job, job->request.length, block_zero, zero_flags(job));
+    }
+}
+
+/* What the first bytes of the disk would be after the job's change. 0 or negative errno. */
+static int preview(const struct nbd_job *job, uint8_t *bytes, size_t size)
+{
+    const struct nbd_request *request = &job->request;
+    size_t n = min_u64(request->length, size - request->offset);
+    int r = block_read(job->connection->nbd_export->node, bytes, size, 0);
+
+    if (r < 0)
+        return r;
+    if (job->buffer)
+        memcpy(bytes + request->offset, job->buffer, n);
+    else
+        memset(bytes + request->offset, 0, n);
+    return 0;
+}
+
+/* -EPERM when the change would make the disk look like an image format, see run_protected(). */
+static int check_header(const struct nbd_job *job)
+{
+    const struct nbd_export *e = job->connection->nbd_export;
+    size_t size = min_u64(PROBE_BYTES, e->size);
+    uint8_t *bytes = buffer_get(PROBE_BYTES);
+    struct probe probe = {.data = bytes, .length = size, .file_size = e->size};
+    int r;
+
+    if (!bytes)
+        return -ENOMEM;
+    r = preview(job, bytes, size);
+    if (r == 0 && probe_shows_format(e->probe_drivers, &probe))
+        r = -EPERM;
+    buffer_put(bytes, PROBE_BYTES);
+    return r;
+}
+
+/*
+ * The disk was taken for raw because its first bytes show no format.  A client must not be able to
+ * change that: the next open would follow a header, and backing files, that the client wrote.
+ * Changes are checked one at a time, or two halves of a header would pass side by side.
+ */
+static int run_protected(struct nbd_job *job)
+{
+    struct nbd_export *e = job->connection->nbd_export;
+    int r;
+
+    co_mutex_lock(&e->header_mutex);
+    r = check_header(job);
+    if (r == 0)
+        r = run_change(job);
+    co_mutex_unlock(&e->header_mutex);
+    return r;
+}
+
+int nbd_command_run(struct nbd_job *job)
+{
+    const struct nbd_request *request = &job->request;
+    const struct nbd_export *e = job->connection->nbd_export;
+
+    switch (request->command) {
+    case NBD_CMD_FLUSH:
+        return block_flush(e->node);
+    case NBD_CMD_CACHE:
+        return in_pieces(job, min_u64(request->length, NBD_CACHE_AT_ONCE), prefetch_piece, 0);
+    default:
+        if (e->protect_header && e->probe_drivers && request->offset < PROBE_BYTES)
+            return run_protected(job);
+        return run_change(job);
+    }
+}
