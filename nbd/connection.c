@@ -398,6 +398,7 @@ static void finish(struct nbd_connection *c)
 {
     reactor_timer_stop(&c->deadline);
     reactor_timer_stop(&c->stall);
+    reactor_timer_stop(&c->payload_due);
     reactor_timer_stop(&c->idle);
     reactor_timer_stop(&c->tls_rest);
     close_stream(c);
@@ -474,6 +475,7 @@ void nbd_connection_stop(struct nbd_connection *c)
     /* What has already come is still answered: the turn looks for it. */
     c->paused = true;
     reactor_defer(&c->turn);
+    nbd_connection_hurry_payload(c);
     if (c->out.blocked)
         reactor_timer_start(&c->stall, stall_ns(c), on_stall);
 }

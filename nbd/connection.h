@@ -38,9 +38,13 @@
 #define NBD_READ_AT_ONCE (4 << 20)
 /* A CACHE reads at most so much, from its start on. */
 #define NBD_CACHE_AT_ONCE (UINT64_C(64) << 20)
-/* A connection whose output does not move for so long is cut. */
+/*
+ * A connection is cut whose output does not move for so long, or of whose payload on its way less
+ * than NBD_STALL_BYTES come in so long (looked at once in that time).
+ */
+#define NBD_STALL_BYTES (64 * 1024)
 #define NBD_STALL_NS INT64_C(60000000000)
-/* The same while the server shuts down. */
+/* The same while the server shuts down, if nothing at all moves. */
 #define NBD_STOP_STALL_NS INT64_C(1000000000)
 
 struct nbd_connection;
@@ -87,9 +91,11 @@ struct nbd_connection {
     struct reactor_deferred destroy;
     struct reactor_timer deadline; /* of the handshake */
     struct reactor_timer stall;
-    struct reactor_timer tls_rest; /* until a step of the TLS handshake may be made */
-    struct co_mutex status_mutex;  /* one BLOCK_STATUS at a time */
-    struct co_queue output_room;   /* who waits until the output is not full any more */
+    struct reactor_timer payload_due; /* looks whether a payload on its way goes on */
+    uint64_t payload_seen;            /* bytes of payloads since it last looked */
+    struct reactor_timer tls_rest;    /* until a step of the TLS handshake may be made */
+    struct co_mutex status_mutex;     /* one BLOCK_STATUS at a time */
+    struct co_queue output_room;      /* who waits until the output is not full any more */
     struct reactor_timer idle;
     int64_t active_ns;         /* with an idle limit: when something was last received or sent */
     int64_t since_ns;          /* when it connected */
@@ -181,6 +187,10 @@ void nbd_connection_active(struct nbd_connection *c);
 
 /* receive.c: receives and handles what came, within this turn's shares. */
 void nbd_connection_receive(struct nbd_connection *c);
+/* A payload has begun, that of c->receiving or one to discard: it has to go on. */
+void nbd_connection_expect_payload(struct nbd_connection *c);
+/* The server shuts down: the time for a payload on its way starts anew, and is shorter. */
+void nbd_connection_hurry_payload(struct nbd_connection *c);
 /* Forgets what was received and not handled. */
 void nbd_connection_drop_input(struct nbd_connection *c);
 

@@ -62,6 +62,47 @@ static bool may_go_on(const struct nbd_connection *c)
     return !c->input_closed && !c->paused && !nbd_connection_in_starttls(c);
 }
 
+/* ---- Payloads that do not go on ---- */
+
+static void on_payload_due(struct reactor_timer *timer);
+
+static void look_again(struct nbd_connection *c)
+{
+    reactor_timer_start(&c->payload_due, c->stopping ? NBD_STOP_STALL_NS : NBD_STALL_NS,
+                        on_payload_due);
+}
+
+static void on_payload_due(struct reactor_timer *timer)
+{
+    struct nbd_connection *c = container_of(timer, struct nbd_connection, payload_due);
+    uint64_t seen = c->payload_seen;
+
+    if (!c->receiving && !c->discard)
+        return;
+    c->payload_seen = 0;
+    look_again(c);
+    if (c->stopping && seen == 0)
+        nbd_connection_cut(c, "the client did not go on with a payload when the server shut down");
+    else if (!c->stopping && seen < NBD_STALL_BYTES)
+        nbd_connection_cut(c, "less than %d KiB of a payload came in %d s", NBD_STALL_BYTES / 1024,
+                           (int)(NBD_STALL_NS / 1000000000));
+}
+
+void nbd_connection_expect_payload(struct nbd_connection *c)
+{
+    c->payload_seen = NBD_STALL_BYTES; /* it has all of the time until the timer's next look */
+    if (c->payload_due.heap_index == 0)
+        look_again(c);
+}
+
+void nbd_connection_hurry_payload(struct nbd_connection *c)
+{
+    c->payload_seen = 0;
+    look_again(c);
+}
+
+/* ---- Whole messages ---- */
+
 /* Handles the whole messages in `data`, as far as the limits allow. Returns the bytes used. */
 static size_t feed(struct nbd_connection *c, const uint8_t *data, size_t length)
 {
@@ -119,6 +160,7 @@ static size_t take_payload(struct nbd_connection *c, size_t length)
     if (!job)
         return 0;
     job->received += n;
+    c->payload_seen += n;
     if (n == left) {
         c->receiving = NULL;
         nbd_job_start(job);

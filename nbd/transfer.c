@@ -15,6 +15,13 @@
 #include <inttypes.h>
 #include <string.h>
 
+static void discard(struct nbd_connection *c, uint64_t bytes)
+{
+    c->discard = bytes;
+    if (bytes > 0)
+        nbd_connection_expect_payload(c);
+}
+
 /* A WRITE with the part of its payload that is there. Returns the bytes used. */
 static size_t start_write(struct nbd_connection *c, const struct nbd_request *request,
                           const uint8_t *data, size_t length)
@@ -24,7 +31,7 @@ static size_t start_write(struct nbd_connection *c, const struct nbd_request *re
 
     if (!job) {
         nbd_reply_errno(c, request, -ENOMEM);
-        c->discard = request->length;
+        discard(c, request->length);
         return 0;
     }
     memcpy(job->buffer, data, n);
@@ -34,6 +41,7 @@ static size_t start_write(struct nbd_connection *c, const struct nbd_request *re
         return n;
     }
     c->receiving = job;
+    nbd_connection_expect_payload(c);
     c->large_writes = request->length >= 64 * 1024;
     return n;
 }
@@ -57,7 +65,7 @@ static void skip_payload(struct nbd_connection *c, const struct nbd_request *req
             c, "a %s with a payload of %" PRIu64 " bytes, which is not even skipped",
             nbd_command_name(request->command), request->payload);
     else
-        c->discard = request->payload;
+        discard(c, request->payload);
 }
 
 static void refuse(struct nbd_connection *c, const struct nbd_request *request, uint32_t error,
@@ -173,6 +181,7 @@ size_t nbd_transfer_input(struct nbd_connection *c, const uint8_t *data, size_t 
     size_t used = min_u64(c->discard, length), header = nbd_request_bytes(c->session.mode);
 
     c->discard -= used;
+    c->payload_seen += used;
     while (!c->input_closed && !c->discard && length - used >= header) {
         struct nbd_request request;
         ssize_t n;

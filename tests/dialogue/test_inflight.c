@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Many requests at once: replies in any order, the ways in which a connection ends while some are
- * in flight, and the orderly stop.
+ * Many requests at once: replies in any order, and the ways in which a connection ends while some
+ * are in flight.
  */
 #include "base/checked.h"
 #include "tests/dialogue/rig.h"
@@ -273,103 +273,6 @@ static void test_broken_requests(void **state)
     rig_fini(&rig);
 }
 
-/* ---- The orderly stop ---- */
-
-static void test_stop_in_flight(void **state)
-{
-    struct rig rig;
-    struct client c, idle, shaking;
-
-    rig_init(&rig, NULL);
-    client_enter(&c, &rig);
-    client_enter(&idle, &rig);
-    client_connect(&shaking, &rig);
-    client_send_script(&shaking, "flags 3");
-    rig.disk.slow = true;
-    send_write(&c, 1, 0, 's', 512);
-    rig_pump();
-    nbd_server_stop(rig.server, RIG_LIMIT_NS);
-    client_expect_close(&idle);
-    client_expect_close(&shaking);
-    /* More of it is refused, what runs is finished. */
-    send_write(&c, 2, 0, 't', 512);
-    client_expect(&c, 2, NBD_ESHUTDOWN);
-    client_request(&c, NBD_CMD_READ, 0, 3, 0, 1);
-    client_expect(&c, 3, NBD_ESHUTDOWN);
-    assert_false(rig.stopped);
-    assert_int_equal(rig.disk.flushes, 0);
-    ram_disk_release_all(&rig.disk);
-    client_expect(&c, 1, NBD_SUCCESS);
-    client_expect_close(&c);
-    rig_pump();
-    /* The last thing is a flush of what was written. */
-    assert_int_equal(nbd_server_connections(rig.server), 0);
-    assert_int_equal(rig.disk.waiting_count, 1);
-    assert_int_equal(rig.disk.flushes, 1);
-    assert_false(rig.stopped);
-    ram_disk_release_all(&rig.disk);
-    rig_pump();
-    assert_true(rig.stopped);
-    assert_int_equal(rig.disk.data[0], 's');
-    client_free(&c);
-    client_free(&idle);
-    client_free(&shaking);
-    rig_fini(&rig);
-}
-
-/* What has come before the stop is seen is answered, in the handshake too. */
-static void test_stop_with_pending_input(void **state)
-{
-    struct rig rig;
-    struct client c, shaking;
-    char text[32];
-    struct message m = {0};
-
-    rig_init(&rig, NULL);
-    client_enter(&c, &rig);
-    client_connect(&shaking, &rig);
-    rig_pump();
-    assert_true(client_receive(&shaking, 18));
-    shaking.in.length = 0;
-    message_script(&m, "flags 3; list");
-    assert_int_equal(client_send_some(&shaking, m.data, m.length), m.length);
-    m.length = 0;
-    /* More than one turn handles. */
-    for (unsigned i = 0; i < 1000; i++)
-        message_request(&m,
-                        &(struct nbd_request){.command = NBD_CMD_READ, .cookie = i, .length = 1});
-    assert_int_equal(client_send_some(&c, m.data, m.length), m.length);
-    nbd_server_stop(rig.server, RIG_LIMIT_NS);
-    for (unsigned i = 0; i < 1000; i++)
-        client_expect(&c, i, NBD_ESHUTDOWN);
-    client_expect_close(&c);
-    client_expect_close(&shaking);
-    assert_true(shaking.in.length > 20);
-    memcpy(text, shaking.in.data + 12, 4);
-    assert_memory_equal(text, "\x80\0\0\x07", 4); /* ERR_SHUTDOWN */
-    message_free(&m);
-    client_free(&c);
-    client_free(&shaking);
-    rig_fini(&rig);
-}
-
-static void test_stop_takes_no_clients(void **state)
-{
-    struct rig rig;
-    int fds[2];
-
-    rig_init(&rig, NULL);
-    nbd_server_stop(rig.server, RIG_LIMIT_NS);
-    nbd_server_stop(rig.server, RIG_LIMIT_NS);
-    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
-    assert_int_equal(nbd_server_add_client(rig.server, fds[1], "late"), -ESHUTDOWN);
-    assert_int_equal(recv(fds[0], fds, 1, 0), 0);
-    assert_false(rig.stopped); /* never told before the call returns */
-    rig_pump();
-    assert_true(rig.stopped);
-    rig_fini(&rig);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -383,9 +286,6 @@ int main(void)
         cmocka_unit_test(test_reset_at_every_byte),
         cmocka_unit_test(test_leaving_the_handshake),
         cmocka_unit_test(test_broken_requests),
-        cmocka_unit_test(test_stop_in_flight),
-        cmocka_unit_test(test_stop_with_pending_input),
-        cmocka_unit_test(test_stop_takes_no_clients),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
