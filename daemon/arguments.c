@@ -147,6 +147,12 @@ static const struct cli_row rows[] = {
      TARGET(socket),
      .group = GROUP_CONNECTION,
      .help = "listen on a Unix socket at this absolute path, not on TCP"},
+    {.name = "selinux-label",
+     .argument = "LABEL",
+     .kind = CLI_STRING,
+     TARGET(selinux_label),
+     .group = GROUP_CONNECTION,
+     .help = "SELinux context of that socket"},
     {.name = "shared",
      .letter = 'e',
      .argument = "NUM",
@@ -520,7 +526,6 @@ static const struct cli_row rows[] = {
 static const struct cli_later later[] = {
     {"connect", 'c'},
     {"disconnect", 'd'},
-    {"selinux-label", 0},
     {NULL, 0},
 };
 

@@ -33,7 +33,8 @@ struct arguments {
     const char *port;   /* number or service name; NULL: the protocol's own */
     const char *bind;   /* host name or address; "": all; NULL: all of IPv4, or this machine */
     const char *socket; /* NULL: TCP */
-    uint64_t shared;    /* clients at a time; 0: no limit */
+    const char *selinux_label; /* of the socket, or NULL */
+    uint64_t shared;           /* clients at a time; 0: no limit */
     bool persistent;
     const char *export_name;
     const char *description; /* or NULL */

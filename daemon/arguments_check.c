@@ -187,6 +187,7 @@ int arguments_check_activated(const struct arguments *arguments, struct error *e
         {arguments->socket, "--socket"},
         {arguments->bind, "--bind"},
         {arguments->port, "--port"},
+        {arguments->selinux_label, "--selinux-label"},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(options); i++)
@@ -214,6 +215,8 @@ int arguments_check(const struct arguments *arguments, struct error *error)
         err = check_oldstyle(arguments, error);
     if (err == 0)
         err = arguments->socket ? check_unix(arguments, error) : check_tcp(arguments, error);
+    if (err == 0 && arguments->selinux_label && !arguments->socket)
+        err = error_set(error, EINVAL, "--selinux-label is not permitted without --socket");
     if (err == 0)
         err = check_tls(arguments, error);
     if (err == 0 && arguments->image)

@@ -20,6 +20,7 @@
 #include "daemon/image.h"
 #include "daemon/pid_file.h"
 #include "daemon/security.h"
+#include "daemon/selinux.h"
 #include "nbd/server.h"
 
 #include <errno.h>
@@ -243,6 +244,19 @@ static int listen_passed(struct serve *serve)
     return err;
 }
 
+/* Nothing but the listening socket is made with the label. */
+static int listen_unix(struct serve *serve)
+{
+    const struct arguments *a = serve->arguments;
+    int err = a->selinux_label ? selinux_label_sockets(a->selinux_label, serve->error) : 0;
+
+    if (err == 0)
+        err = nbd_server_listen_unix(serve->server, a->socket, backlog(a), serve->error);
+    if (err == 0 && a->selinux_label)
+        err = selinux_label_sockets(NULL, serve->error);
+    return err;
+}
+
 static int start_listening(struct serve *serve)
 {
     const struct arguments *a = serve->arguments;
@@ -265,7 +279,7 @@ static int start_listening(struct serve *serve)
     if (serve->service->activation.count > 0)
         return listen_passed(serve);
     if (a->socket)
-        return nbd_server_listen_unix(serve->server, a->socket, backlog(a), serve->error);
+        return listen_unix(serve);
     return nbd_server_listen_tcp(serve->server, a->bind, a->port, backlog(a), serve->error);
 }
 

@@ -33,6 +33,7 @@ HOMES = {
                       "base/buffer.c"),
     r"gnutls/.*": tuple(tree((".c", ".h"), ("tls",))),
     r"security/pam_appl\.h": ("tls/authz_pam.c",),
+    r"selinux/.*": ("daemon/selinux.c",),
     r"zlib\.h": ("blockcore/codec.c",),
     r"zstd(_errors)?\.h": ("blockcore/codec.c",),
     r"nettle/.*": ("blockcore/cipher.c",),
