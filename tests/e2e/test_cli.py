@@ -27,7 +27,7 @@ REFUSED = {
     "unknown-short": (["-Z", "{image}"], "invalid option -- 'Z'", True),
     "unknown-after-image": (["{image}", "-Z"], "invalid option -- 'Z'", True),
     "ambiguous": (["--s=x", "{image}"], "option '--s=x' is ambiguous; possibilities: '--socket' "
-                  "'--shared'", True),
+                  "'--selinux-label' '--shared'", True),
     "needless-value": (["--fork=1", "{image}"], "option '--fork' doesn't allow an argument", True),
     "control-bytes": (["--\x1b[31m", "{image}"], "unrecognized option '--\\x1b[31m'", True),
     "help-with-value": (["--help=x"], "option '--help' doesn't allow an argument", True),
