@@ -6,6 +6,7 @@
 #include "daemon/arguments.h"
 
 #include "base/checked.h"
+#include "daemon/image.h"
 #include "daemon/image_name.h"
 #include "daemon/list_uri.h"
 #include "daemon/objects.h"
@@ -299,6 +300,7 @@ static const struct cli_row rows[] = {
      .argument = "TYPE,id=ID,...",
      .kind = CLI_LIST,
      TARGET(objects),
+     .suggest = objects_print_types,
      .after = after_object,
      .group = GROUP_SECURITY,
      .help = "make an object that other options name by its id: a secret or who is allowed; 'help' "
@@ -309,6 +311,7 @@ static const struct cli_row rows[] = {
      .argument = "FORMAT",
      .kind = CLI_STRING,
      TARGET(format),
+     .suggest = image_print_formats,
      .after = after_per_device,
      .group = GROUP_IMAGE,
      .help = "image format, such as raw or qcow2 (default: look at the image)"},

@@ -48,6 +48,7 @@ struct cli_row {
     int constant;
     uint64_t max;
     const struct cli_word *words;
+    void (*suggest)(FILE *out); /* values worth trying, separated by commas, if `words` has none */
     const char *invalid;  /* start of the message about a bad value, up to its opening quote */
     const char *expected; /* end of that message, what would be right; NULL: the words */
     /*
@@ -91,7 +92,10 @@ void cli_release(const struct cli *cli, void *target);
 /* The help text, at most 80 columns wide. */
 void cli_print_help(const struct cli *cli, const char *program, FILE *out);
 
-/* One option a line, separated by tabs: --name, -letter, ARGUMENT, words (separated by commas). */
+/*
+ * One option a line, separated by tabs: --name, -letter, ARGUMENT, words or suggestions (separated
+ * by commas).
+ */
 void cli_print_options(const struct cli *cli, FILE *out);
 
 #endif

@@ -102,6 +102,8 @@ void cli_print_options(const struct cli *cli, FILE *out)
         fprintf(out, "\t%s\t", row->argument ? row->argument : "");
         for (const struct cli_word *w = row->words; w && w->name; w++)
             fprintf(out, "%s%s", w == row->words ? "" : ",", w->name);
+        if (row->suggest)
+            row->suggest(out);
         fputc('\n', out);
     }
 }

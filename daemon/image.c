@@ -47,6 +47,18 @@ struct block_context image_context(const struct arguments *arguments,
     };
 }
 
+void image_print_formats(FILE *out)
+{
+    const char *separator = "";
+
+    for (const struct driver *const *driver = block_drivers; *driver; driver++) {
+        if ((*driver)->kind != DRIVER_FORMAT)
+            continue;
+        fprintf(out, "%s%s", separator, (*driver)->name);
+        separator = ",";
+    }
+}
+
 bool image_write_through(const struct arguments *arguments)
 {
     return cache_modes[arguments->cache].write_through && !image_has_overlay(arguments);

@@ -24,6 +24,9 @@ int image_open(const struct block_context *context, const struct arguments *argu
 int image_open_disk(const struct block_context *context, const struct arguments *arguments,
                     struct node **ret, bool *ret_guessed_raw, struct error *error);
 
+/* The formats that there are, separated by commas. */
+void image_print_formats(FILE *out);
+
 /* Whether every write has to be followed by a flush. */
 bool image_write_through(const struct arguments *arguments);
 

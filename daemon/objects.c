@@ -345,6 +345,12 @@ bool objects_help_wanted(const char *value)
     return strcmp(last, "help") == 0 || strcmp(last, "?") == 0;
 }
 
+void objects_print_types(FILE *out)
+{
+    for (const struct object_type *type = object_types; type->name; type++)
+        fprintf(out, "%s%s", type == object_types ? "" : ",", type->name);
+}
+
 void objects_print_help(const char *value, FILE *out)
 {
     const struct object_type *type = find_type(value, strcspn(value, ","));

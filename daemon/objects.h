@@ -36,6 +36,8 @@ int objects_tls_config(const struct objects *objects, const char *id,
 
 /* Whether the value of --object asks for help: "help", or "TYPE,help". */
 bool objects_help_wanted(const char *value);
+/* The types that there are, separated by commas. */
+void objects_print_types(FILE *out);
 /* Prints the types, or the properties of one type. */
 void objects_print_help(const char *value, FILE *out);
 
