@@ -32,7 +32,8 @@
 #if defined(SANITIZE_ADDRESS) || defined(SANITIZE_THREAD)
 #define STACK_SIZE ((size_t)1 << 20)
 #else
-#define STACK_SIZE ((size_t)128 << 10)
+#define STACK_SIZE                                                                                 \
+    ((size_t)512 << 10) /* modules of PAM and of the C library's name service run here */
 #endif
 
 enum slot_state { SLOT_FREE, SLOT_RUNNING, SLOT_ENDED };
@@ -40,6 +41,8 @@ enum slot_state { SLOT_FREE, SLOT_RUNNING, SLOT_ENDED };
 struct slot {
     pthread_t thread;
     enum slot_state state;
+    bool hangs;     /* it runs a job that may never end */
+    bool abandoned; /* ... for which the pool did not wait when it was stopped */
 };
 
 static struct {
@@ -102,6 +105,17 @@ static struct worker_job *next_job(void)
     return list_entry(list_pop(&pool.queue), struct worker_job, link);
 }
 
+/* Runs a job without the lock. Returns whether there still is a pool that wants to know. */
+static bool run_unlocked(struct slot *slot, struct worker_job *job)
+{
+    slot->hangs = job->may_hang;
+    pool_unlock();
+    job->run(job);
+    pool_lock();
+    slot->hangs = false;
+    return !slot->abandoned;
+}
+
 static void *worker_main(void *arg)
 {
     struct slot *slot = arg;
@@ -109,13 +123,14 @@ static void *worker_main(void *arg)
 
     pool_lock();
     while ((job = next_job())) {
-        pool_unlock();
-        job->run(job);
-        pool_lock();
+        if ((!job->may_hang || !pool.stopping) && !run_unlocked(slot, job))
+            break;
         finish(job);
     }
-    pool.threads--;
-    slot->state = SLOT_ENDED;
+    if (!slot->abandoned)
+        pool.threads--;
+    slot->state = slot->abandoned ? SLOT_FREE : SLOT_ENDED;
+    slot->abandoned = false;
     pool_unlock();
     return NULL;
 }
@@ -290,8 +305,14 @@ static void join_threads(void)
     for (unsigned i = 0; i < WORKER_THREADS_MAX; i++) {
         struct slot *slot = &pool.slots[i];
 
-        if (slot->state == SLOT_FREE)
+        if (slot->state == SLOT_FREE || slot->abandoned)
             continue;
+        if (slot->hangs) {
+            pthread_detach(slot->thread);
+            slot->abandoned = true;
+            pool.threads--;
+            continue;
+        }
         pool_unlock();
         pthread_join(slot->thread, NULL);
         pool_lock();

@@ -13,6 +13,11 @@
 
 struct worker_job {
     struct list link;
+    /*
+     * Nobody knows whether it ever ends.  worker_stop() does not wait for it then: one that runs is
+     * left to itself, and done() is not called; one that is queued is done without having run.
+     */
+    bool may_hang;
     void (*run)(struct worker_job *job);  /* in a worker thread */
     void (*done)(struct worker_job *job); /* on the loop's thread, afterwards */
 };

@@ -24,19 +24,30 @@ static int read_rules(struct nbd_access *access, const struct cli_list *rules, s
     return 0;
 }
 
-static bool authorize(void *arg, const char *name)
+static int ask(void *arg, const char *name, nbd_answered *answered, void *answered_arg,
+               void **ret_question)
 {
-    return authz_allows(arg, name);
+    struct authz_question *question = NULL;
+    int r = authz_ask(arg, name, answered, answered_arg, &question);
+
+    *ret_question = question;
+    return r;
+}
+
+static void forget(void *question)
+{
+    authz_forget(question);
 }
 
 static int set_authorization(struct security *security, const char *id, struct error *error)
 {
     if (!id)
         return 0;
-    security->access.authorize_arg = objects_authz(security->objects, id, error);
-    if (!security->access.authorize_arg)
+    security->authorizer = (struct nbd_authorizer){
+        .arg = objects_authz(security->objects, id, error), .ask = ask, .forget = forget};
+    if (!security->authorizer.arg)
         return -EINVAL;
-    security->access.authorize = authorize;
+    security->access.authorizer = &security->authorizer;
     return 0;
 }
 

@@ -11,6 +11,7 @@
 struct security {
     struct objects *objects;
     struct nbd_access access; /* of the export */
+    struct nbd_authorizer authorizer;
     struct daemon_tls tls;
 };
 

@@ -293,6 +293,7 @@ static bool some_rule_matches(const struct nbd_access *access, const struct nbd_
 bool nbd_access_allows(const struct nbd_access *access, const struct nbd_identity *identity)
 {
     static const struct nbd_identity unknown = {.address.ss_family = AF_UNSPEC};
+    const struct nbd_answer *answer;
 
     if (!access)
         return true;
@@ -300,9 +301,19 @@ bool nbd_access_allows(const struct nbd_access *access, const struct nbd_identit
         identity = &unknown;
     if (!some_rule_matches(access, identity))
         return false;
-    if (!access->authorize)
+    if (!access->authorizer)
         return true;
-    return identity->name && access->authorize(access->authorize_arg, identity->name);
+    answer = nbd_identity_answer(identity, access->authorizer);
+    return answer && answer->yes;
+}
+
+const struct nbd_authorizer *nbd_access_unasked(const struct nbd_access *access,
+                                                const struct nbd_identity *identity)
+{
+    if (!access || !access->authorizer || !identity->name ||
+        nbd_identity_answer(identity, access->authorizer) || !some_rule_matches(access, identity))
+        return NULL;
+    return access->authorizer;
 }
 
 /* ---- Telling ---- */

@@ -18,14 +18,28 @@
 
 #include <stdbool.h>
 
+typedef void nbd_answered(void *arg, bool yes);
+
 struct nbd_access {
     struct list rules;
+    /* Beside the rules: who decides about the name that TLS has proved. NULL: nobody. */
+    const struct nbd_authorizer *authorizer;
+};
+
+/*
+ * Is asked once in a session, when TLS has proved a name that meets the rules.  Who has no name is
+ * refused unasked.
+ */
+struct nbd_authorizer {
+    void *arg;
     /*
-     * Beside the rules: decides about the name that TLS has proved, and is not asked about clients
-     * without one, who are refused.  NULL: no such condition.
+     * Answers at once (1: yes, 0: no), or begins to find out (-EINPROGRESS, with *ret_question)
+     * and calls answered(answered_arg, yes) later, from the loop.  -ENOMEM.
      */
-    bool (*authorize)(void *arg, const char *name);
-    void *authorize_arg;
+    int (*ask)(void *arg, const char *name, nbd_answered *answered, void *answered_arg,
+               void **ret_question);
+    /* The answer is not wanted any more. Not after it was given. */
+    void (*forget)(void *question);
 };
 
 void nbd_access_init(struct nbd_access *access);
@@ -36,7 +50,14 @@ int nbd_access_add(struct nbd_access *access, json_t *tree, struct error *error)
 /* The same for the text "uid=1000" or "address=10.0.0.0/8,psk=alice" (see options_parse). */
 int nbd_access_add_text(struct nbd_access *access, const char *text, struct error *error);
 
-/* NULL for either: there are no rules, or nothing is known of the client. */
+/* The authorizer that is to be asked about this client and has not been, or NULL. */
+const struct nbd_authorizer *nbd_access_unasked(const struct nbd_access *access,
+                                                const struct nbd_identity *identity);
+
+/*
+ * NULL for either: there are no rules, or nothing is known of the client.  What an authorizer has
+ * not been asked, it has not allowed.
+ */
 bool nbd_access_allows(const struct nbd_access *access, const struct nbd_identity *identity);
 
 /* Writes who the client is into `out`, for messages to the operator. Returns `out`. */

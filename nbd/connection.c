@@ -48,6 +48,8 @@ void nbd_connection_owner_init(struct nbd_connection_owner *owner,
     for (unsigned i = 0; i < ARRAY_SIZE(owner->log_failed); i++)
         log_limit_init(&owner->log_failed[i], LOG_LEVEL_INFO, failed_requests[i]);
     log_limit_init(&owner->log_denied, LOG_LEVEL_WARNING, "clients that access rules keep out");
+    log_limit_init(&owner->log_unanswered, LOG_LEVEL_WARNING,
+                   "clients whose authorization took too long");
 }
 
 __attribute__((format(printf, 2, 0))) static void set_reason(struct nbd_connection *c,
@@ -201,7 +203,7 @@ static void on_deadline(struct reactor_timer *timer)
                        (int)(c->owner->handshake_limit_ns / 1000000000));
 }
 
-static void start_deadline(struct nbd_connection *c)
+void nbd_connection_start_deadline(struct nbd_connection *c)
 {
     if (c->owner->handshake_limit_ns > 0)
         reactor_timer_start(&c->deadline, c->owner->handshake_limit_ns, on_deadline);
@@ -334,7 +336,7 @@ void nbd_connection_resume(struct nbd_connection *c)
     if (!c->frozen)
         return;
     c->frozen = false;
-    start_deadline(c);
+    nbd_connection_start_deadline(c);
     reactor_defer(&c->turn);
 }
 
@@ -401,6 +403,7 @@ static void finish(struct nbd_connection *c)
     reactor_timer_stop(&c->payload_due);
     reactor_timer_stop(&c->idle);
     reactor_timer_stop(&c->tls_rest);
+    nbd_connection_forget_question(c);
     close_stream(c);
     nbd_share_fini(&c->share);
     reactor_defer_cancel(&c->turn);
@@ -503,7 +506,7 @@ static bool begin(struct nbd_connection *c, struct stream *stream)
     nbd_handshake_init(c->handshake, c->owner->exports, &c->identity,
                        c->owner->oldstyle && !c->owner->tls);
     c->handshake->tls = tls_mode(c->owner->tls);
-    start_deadline(c);
+    nbd_connection_start_deadline(c);
     if (c->owner->oldstyle && origin_is_full(c))
         nbd_connection_end_input(c, "%s", origin_full);
     after_handshake_step(c);

@@ -5,6 +5,7 @@
  *   connection.c  life: handshake, sending, time limits, the end
  *   receive.c     bytes from the stream to whole messages
  *   starttls.c    the TLS handshake
+ *   authorize.c   what authorizers say about the name that it has proved
  *   transfer.c    requests from the wire to their start
  *   reply.c       replies, see reply.h
  *   job.c         requests that wait, each in a coroutine, see job.h
@@ -61,7 +62,7 @@ struct nbd_connection_owner {
     int64_t handshake_limit_ns;  /* 0: none */
     int64_t idle_limit_ns;       /* 0: none */
     unsigned connections_of_one; /* clients of one origin; 0: no limit */
-    struct log_limit log_entered, log_left, log_refused, log_denied;
+    struct log_limit log_entered, log_left, log_refused, log_denied, log_unanswered;
     struct log_limit log_invalid;                    /* requests that must not be made */
     struct log_limit log_failed[NBD_CMD_RESIZE + 1]; /* ... that could not be done, by command */
     struct nbd_memory memory;
@@ -91,11 +92,14 @@ struct nbd_connection {
     struct reactor_deferred destroy;
     struct reactor_timer deadline; /* of the handshake */
     struct reactor_timer stall;
-    struct reactor_timer payload_due; /* looks whether a payload on its way goes on */
-    uint64_t payload_seen;            /* bytes of payloads since it last looked */
-    struct reactor_timer tls_rest;    /* until a step of the TLS handshake may be made */
-    struct co_mutex status_mutex;     /* one BLOCK_STATUS at a time */
-    struct co_queue output_room;      /* who waits until the output is not full any more */
+    struct reactor_timer payload_due;   /* looks whether a payload on its way goes on */
+    uint64_t payload_seen;              /* bytes of payloads since it last looked */
+    struct reactor_timer tls_rest;      /* until a step of the TLS handshake may be made */
+    struct reactor_timer patience;      /* with the answer to `question` */
+    const struct nbd_authorizer *asked; /* not NULL: an answer is awaited */
+    void *question;
+    struct co_mutex status_mutex; /* one BLOCK_STATUS at a time */
+    struct co_queue output_room;  /* who waits until the output is not full any more */
     struct reactor_timer idle;
     int64_t active_ns;         /* with an idle limit: when something was last received or sent */
     int64_t since_ns;          /* when it connected */
@@ -116,6 +120,7 @@ struct nbd_connection {
     unsigned turn_requests;    /* left of this turn's shares */
     uint64_t turn_bytes;
 
+    bool tls_done;     /* the TLS handshake is behind it */
     bool large_writes; /* payloads are received in place: less is read ahead */
     bool frozen;       /* in the handshake, until may_enter; its time limit stands still */
     bool paused;       /* over a limit: not read from until the turn finds that it may go on */
@@ -201,6 +206,17 @@ void nbd_connection_starttls_init(struct nbd_connection_owner *owner);
 /* starttls.c: whether bytes belong to TLS's handshake; and goes on with it. */
 bool nbd_connection_in_starttls(const struct nbd_connection *c);
 void nbd_connection_starttls(struct nbd_connection *c);
+
+/* connection.c: gives the handshake its time, from now on. */
+void nbd_connection_start_deadline(struct nbd_connection *c);
+
+/*
+ * authorize.c: asks whom the exports want to be asked about the client.  Returns whether all have
+ * answered; if not, nbd_connection_starttls() is called again when there is something new.
+ */
+bool nbd_connection_authorize(struct nbd_connection *c);
+/* Waits for no answer any more. */
+void nbd_connection_forget_question(struct nbd_connection *c);
 
 /* transfer.c: takes whole requests (and the payload that is there). Returns the bytes used. */
 size_t nbd_transfer_input(struct nbd_connection *c, const uint8_t *data, size_t length);

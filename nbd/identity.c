@@ -52,4 +52,31 @@ void nbd_identity_fini(struct nbd_identity *identity)
     free(identity->groups);
     identity->groups = NULL;
     identity->group_count = 0;
+    free(identity->answers);
+    identity->answers = NULL;
+    identity->answer_count = 0;
+}
+
+bool nbd_identity_add_answer(struct nbd_identity *identity, const struct nbd_authorizer *authorizer,
+                             bool yes)
+{
+    size_t count = identity->answer_count + 1;
+    struct nbd_answer *answers = realloc(identity->answers, count * sizeof(*answers));
+
+    if (!answers)
+        return false;
+    answers[count - 1] = (struct nbd_answer){.authorizer = authorizer, .yes = yes};
+    identity->answers = answers;
+    identity->answer_count = count;
+    return true;
+}
+
+const struct nbd_answer *nbd_identity_answer(const struct nbd_identity *identity,
+                                             const struct nbd_authorizer *authorizer)
+{
+    for (size_t i = 0; i < identity->answer_count; i++) {
+        if (identity->answers[i].authorizer == authorizer)
+            return &identity->answers[i];
+    }
+    return NULL;
 }

@@ -6,6 +6,8 @@
 #ifndef EVNBD_NBD_IDENTITY_H
 #define EVNBD_NBD_IDENTITY_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 
@@ -13,6 +15,14 @@ enum nbd_identity_proof {
     NBD_PROOF_NONE,        /* no TLS, or a TLS session in which the client proved nothing */
     NBD_PROOF_CERTIFICATE, /* `name` is the distinguished name of its certificate */
     NBD_PROOF_KEY,         /* `name` is the user name of its pre-shared key */
+};
+
+struct nbd_authorizer;
+
+/* What was found out about the client's name (nbd/access.h). */
+struct nbd_answer {
+    const struct nbd_authorizer *authorizer; /* only compared */
+    bool yes;
 };
 
 struct nbd_identity {
@@ -29,6 +39,8 @@ struct nbd_identity {
     /* Of the certificate: "DNS:...", "EMAIL:...", "URI:...", "IP:...". */
     const char *const *alt_names;
     size_t alt_name_count;
+    struct nbd_answer *answers; /* about `name`, allocated */
+    size_t answer_count;
 };
 
 /*
@@ -37,5 +49,12 @@ struct nbd_identity {
  */
 void nbd_identity_of_socket(int fd, struct nbd_identity *ret);
 void nbd_identity_fini(struct nbd_identity *identity);
+
+/* Remembers an answer. False: out of memory. */
+bool nbd_identity_add_answer(struct nbd_identity *identity, const struct nbd_authorizer *authorizer,
+                             bool yes);
+/* NULL: there is none. */
+const struct nbd_answer *nbd_identity_answer(const struct nbd_identity *identity,
+                                             const struct nbd_authorizer *authorizer);
 
 #endif

@@ -56,6 +56,7 @@ void nbd_connection_owner_fini(struct nbd_connection_owner *owner)
     for (unsigned i = 0; i < ARRAY_SIZE(owner->log_failed); i++)
         log_limit_end(&owner->log_failed[i]);
     log_limit_end(&owner->log_denied);
+    log_limit_end(&owner->log_unanswered);
 }
 
 uint64_t nbd_job_memory(const struct nbd_request *request)

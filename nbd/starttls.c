@@ -68,23 +68,42 @@ static bool wrap_stream(struct nbd_connection *c)
     return true;
 }
 
-static void go_on_inside(struct nbd_connection *c)
+static void identify(struct nbd_connection *c)
 {
     const struct nbd_tls *tls = c->owner->tls;
 
-    c->tls_wait = 0;
-    nbd_handshake_secured(c->handshake);
+    c->tls_done = true;
     tls->identify(tls->arg, c->stream, &c->identity);
     tls->describe(tls->arg, c->stream, c->tls_text, sizeof(c->tls_text));
     TRACE(nbd_tls, "client %s: %s", c->peer, c->tls_text);
+}
+
+static void go_on_inside(struct nbd_connection *c)
+{
+    c->tls_wait = 0;
+    nbd_handshake_secured(c->handshake);
     /* Options may have come with the end of the handshake. */
     c->paused = true;
     reactor_defer(&c->turn);
 }
 
-void nbd_connection_starttls(struct nbd_connection *c)
+/* 0: the client is known, and what can be known of it. Else as `handshake` of struct nbd_tls. */
+static int step(struct nbd_connection *c, struct error *error)
 {
     const struct nbd_tls *tls = c->owner->tls;
+    int r = 0;
+
+    if (!c->tls_done)
+        r = tls->handshake(tls->arg, c->stream, &c->tls_wait, error);
+    if (r < 0)
+        return r;
+    if (!c->tls_done)
+        identify(c);
+    return nbd_connection_authorize(c) ? 0 : -EAGAIN;
+}
+
+void nbd_connection_starttls(struct nbd_connection *c)
+{
     struct error error = {""};
     int64_t before;
     int r;
@@ -96,10 +115,11 @@ void nbd_connection_starttls(struct nbd_connection *c)
     /* The turn that sends the rest comes back here. */
     if (!c->tls_wait && (c->out.count > 0 || !wrap_stream(c)))
         return;
-    if (!has_its_turn(c))
+    c->paused = c->asked;
+    if (c->paused || !has_its_turn(c))
         return;
     before = sys->monotonic_ns();
-    r = tls->handshake(tls->arg, c->stream, &c->tls_wait, &error);
+    r = step(c, &error);
     nbd_pace_spend(&c->owner->tls_pace, sys->monotonic_ns() - before);
     if (r == 0)
         go_on_inside(c);

@@ -16,6 +16,7 @@
 #include <stdbool.h>
 
 struct authz;
+struct authz_question;
 
 /* Allows this one name. */
 int authz_simple_new(const char *identity, struct authz **ret, struct error *error);
@@ -36,13 +37,24 @@ int authz_list_file_new(const char *filename, bool refresh, struct authz **ret,
                         struct error *error);
 
 /*
- * Asks PAM whether there is an account of that name for this service; that may take its time, and
- * nobody is served meanwhile.  -ENOTSUP: built without PAM.
+ * Asks PAM whether there is an account of that name for this service; that may take its time.
+ * -ENOTSUP: built without PAM.
  */
 int authz_pam_new(const char *service, struct authz **ret, struct error *error);
 
-/* `identity` NULL or "": nothing was proved, which is never allowed. */
+/* Waits for the decision. `identity` NULL or "": nothing was proved, which is never allowed. */
 bool authz_allows(const struct authz *authz, const char *identity);
+
+/*
+ * The same without waiting: 1 (yes), 0 (no), or -EINPROGRESS, and answered(arg, yes) is called
+ * later, from the loop; until then authz_forget(*ret_question) can be.  Then authz may be freed
+ * before.  -ENOMEM.
+ */
+int authz_ask(const struct authz *authz, const char *identity,
+              void (*answered)(void *arg, bool yes), void *arg,
+              struct authz_question **ret_question);
+/* Its answer is not wanted any more. */
+void authz_forget(struct authz_question *question);
 void authz_free(struct authz *authz); /* NULL is fine */
 
 #endif

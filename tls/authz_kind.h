@@ -5,10 +5,13 @@
 
 #include "tls/authz.h"
 
-/* The first member of each kind. */
+/* The first member of each kind, which has either allows() or look_up(). */
 struct authz {
     /* `identity` is not empty. */
     bool (*allows)(const struct authz *authz, const char *identity);
+    /* Instead of allows(), of a kind that takes its time: it runs in a worker, with copies. */
+    bool (*look_up)(const char *service, const char *identity);
+    const char *service;
     void (*free)(struct authz *authz);
 };
 

@@ -26,12 +26,11 @@ static int converse(int count, const struct pam_message **messages, struct pam_r
     return PAM_CONV_ERR;
 }
 
-static bool pam_allows(const struct authz *authz, const char *identity)
+static bool look_up(const char *service, const char *identity)
 {
-    const struct pam *pam = container_of(authz, struct pam, authz);
     const struct pam_conv conversation = {.conv = converse};
     pam_handle_t *handle;
-    int r = pam_start(pam->service, identity, &conversation, &handle);
+    int r = pam_start(service, identity, &conversation, &handle);
 
     if (r != PAM_SUCCESS)
         return false;
@@ -54,8 +53,8 @@ int authz_pam_new(const char *service, struct authz **ret, struct error *error)
 
     if (!pam)
         return error_set(error, ENOMEM, "out of memory");
-    pam->authz = (struct authz){.allows = pam_allows, .free = pam_free};
     pam->service = strdup(service);
+    pam->authz = (struct authz){.look_up = look_up, .service = pam->service, .free = pam_free};
     if (!pam->service) {
         free(pam);
         return error_set(error, ENOMEM, "out of memory");

@@ -222,6 +222,23 @@ def test_a_file_that_is_read_once(t):
     gets_in(server, f"tls-creds-psk,dir={keys},username=alice")
 
 
+def test_authorized_by_pam(t):
+    """The service of the name that no other has: on Debian everybody who has an account."""
+    try:
+        with open("/etc/pam.d/other", encoding="utf-8") as file:
+            known = "common-account" in file.read() and os.access("/etc/shadow", os.R_OK)
+    except OSError:
+        known = False
+    if not known:
+        skip("PAM's service 'other' is not Debian's, or cannot be asked by this user")
+    keys = os.path.dirname(psk_file(t, **{"root": KEY, "evnbd-no-such-user": KEY}))
+    root, nobody = (f"tls-creds-psk,dir={keys},username={name}" for name in ("root", "evnbd-no-such-user"))
+    server = serve(t, f"--object=tls-creds-psk,id=tls0,endpoint=server,dir={keys}", "--tls-authz=a",
+                   "--object=authz-pam,id=a,service=evnbd-no-such-service")
+    gets_in(server, root)
+    stays_out(server, nobody, DENIED)
+
+
 def test_nobody_is_authorized_without_a_name(t):
     server = serve(t, "--object=tls-creds-anon,id=tls0,endpoint=server", "--tls-authz=a",
                    "--object=authz-list,id=a,policy=allow")

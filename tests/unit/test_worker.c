@@ -7,6 +7,7 @@
 #include "tests/support/support.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -92,6 +93,56 @@ static void ending_waits_for_queued_jobs(void **state)
     worker_stop();
     assert_int_equal(done_count, ARRAY_SIZE(squares));
     worker_stop();
+}
+
+struct stuck {
+    struct worker_job job;
+    int fds[2];
+    atomic_bool ran;
+    unsigned done;
+};
+
+/* Until the other end is closed. */
+static void run_stuck(struct worker_job *job)
+{
+    struct stuck *stuck = container_of(job, struct stuck, job);
+    char byte;
+
+    atomic_store(&stuck->ran, true);
+    (void)!read(stuck->fds[0], &byte, 1);
+    close(stuck->fds[0]);
+}
+
+static void stuck_done(struct worker_job *job)
+{
+    container_of(job, struct stuck, job)->done++;
+}
+
+static void ending_does_not_wait_for_what_may_never_end(void **state)
+{
+    static struct stuck stuck;
+    struct square square;
+
+    (void)state;
+    stuck = (struct stuck){.job = {.run = run_stuck, .done = stuck_done, .may_hang = true}};
+    assert_int_equal(pipe(stuck.fds), 0);
+    worker_submit(&stuck.job);
+    while (!atomic_load(&stuck.ran))
+        reactor_poll(false);
+    submit_squares(&square, 1);
+    worker_stop();
+    assert_int_equal(done_count, 1);
+    assert_int_equal(stuck.done, 0);
+    close(stuck.fds[1]);
+
+    /* What ended when the pool was gone does not get into the next one. */
+    assert_int_equal(worker_start(NULL), 0);
+    submit_squares(&square, 1);
+    while (done_count < 1)
+        reactor_poll(true);
+    assert_int_equal(stuck.done, 0);
+    while (fcntl(stuck.fds[0], F_GETFD) >= 0)
+        usleep(1000);
 }
 
 struct chain {
@@ -244,6 +295,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(jobs_run_in_threads_and_end_on_the_loop),
         TEST(ending_waits_for_queued_jobs),
+        TEST(ending_does_not_wait_for_what_may_never_end),
         TEST(a_job_may_be_queued_again_when_it_is_done),
         TEST(coroutines_wait_for_workers_in_parallel),
         TEST(workers_take_no_signals),
