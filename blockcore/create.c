@@ -172,8 +172,8 @@ int block_preallocate(struct node *file, uint64_t start, uint64_t end, enum prea
     if (mode == PREALLOCATION_FULL)
         return write_zero_data(file, start, end - start);
     if (mode == PREALLOCATION_FALLOC)
-        return protocol_zero(file, start, end - start, 0);
+        return engine_zero_child(file, start, end - start, 0);
     if (file->size >= end)
         return 0;
-    return file->driver->resize ? file->driver->resize(file, end, NULL) : -ENOTSUP;
+    return filter_resize_file(file, end);
 }

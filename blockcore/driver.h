@@ -4,8 +4,8 @@
  *
  * Formats map, the core moves: a format driver answers where the bytes of a guest range are and
  * keeps its own tables right; the data engine (blockcore/engine.c) does all the moving,
- * copy-on-write included.  Only protocol drivers have preadv and pwritev.  A NULL function means
- * that the core emulates it, or refuses with one standard message.
+ * copy-on-write included.  Only protocol drivers, and filters that need to, have preadv and
+ * pwritev. A NULL function means that the core emulates it, or refuses with one standard message.
  *
  * All functions run in a coroutine.  The core has checked bounds and read-only state before it
  * calls, and holds the range locks that engine.c describes.
@@ -101,6 +101,16 @@ struct probe {
     uint64_t file_size;
 };
 
+/* What is asked of a node, for filters. */
+enum block_operation {
+    OPERATION_READ,
+    OPERATION_WRITE,
+    OPERATION_ZERO,
+    OPERATION_DISCARD,
+    OPERATION_FLUSH, /* of no range */
+    OPERATIONS,
+};
+
 enum driver_kind { DRIVER_PROTOCOL, DRIVER_FORMAT, DRIVER_FILTER };
 
 struct driver {
@@ -168,10 +178,27 @@ struct driver {
     void (*resize_finish)(struct node *node);
     uint32_t size_unit; /* sizes are multiples of so many bytes; 0: any */
 
-    /* Protocols only. Bytes past the end of the file read as zeroes; writes there let it grow. */
+    /*
+     * Filters without map: called before a request is passed on; may wait, and what it returns but
+     * 0 ends the request.  When there is no coroutine, which is so for reads only, it must not
+     * wait: -EAGAIN instead, and then nothing must have been counted.
+     */
+    int (*before)(struct node *node, enum block_operation operation, uint64_t offset,
+                  uint64_t length);
+    /* Filters without map: called when a change was passed on, be it done or failed. */
+    void (*after)(struct node *node, uint64_t offset, uint64_t length);
+
+    /*
+     * Protocols.  Bytes past the end of the file read as zeroes; writes there let it grow.
+     * Filters without map may have preadv or pwritev, which then are in the place of passing the
+     * request on: they call block_readv or block_writev for node->file.
+     */
     int (*preadv)(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset);
     int (*pwritev)(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset);
-    /* Loop's stack, never waits: 0 when all bytes were there at once, else -EAGAIN. */
+    /*
+     * Loop's stack, never waits: 0 when all bytes were there at once, else -EAGAIN. A filter with
+     * preadv needs it for reads on the loop's stack.
+     */
     int (*preadv_nowait)(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset);
     /* The descriptor to send from without copying, or negative errno. */
     int (*descriptor)(struct node *node);

@@ -4,6 +4,7 @@
 #define EVNBD_BLOCKCORE_ENGINE_H
 
 #include "blockcore/block.h"
+#include "blockcore/filter.h"
 
 /* The last unit that was decoded; `buffer` has `length` bytes. */
 struct decoded_unit {
@@ -36,6 +37,12 @@ static inline void vec_advance(struct vec *vec, size_t length)
 static inline bool is_protocol(const struct node *node)
 {
     return node->driver->kind == DRIVER_PROTOCOL;
+}
+
+/* Whether writes behind the end let the node grow; else its size is a bound. */
+static inline bool grows(const struct node *node)
+{
+    return is_protocol(filter_bottom(node));
 }
 
 /*
@@ -82,10 +89,30 @@ void crypt_lock_write(struct node *node, struct range_lock *lock, uint64_t offse
 
 /* read.c: reads a child, whatever it is, with the lock that it needs. */
 int engine_read_child(struct node *child, struct vec vec, uint64_t offset);
-/* -EAGAIN when it is not all there, or the child is no protocol. */
+/* -EAGAIN when it is not all there, or the child is a format. */
 int engine_child_read_nowait(struct node *child, void *buffer, size_t length, uint64_t offset);
 /* write.c: writes a child, whatever it is. */
 int engine_write_child(struct node *child, struct vec vec, uint64_t offset);
+
+/* zero.c: zeroes or discards in a child, whatever it is; `flags` as for block_zero, without FUA. */
+int engine_zero_child(struct node *child, uint64_t offset, uint64_t length, unsigned flags);
+int engine_discard_child(struct node *child, uint64_t offset, uint64_t length);
+
+/*
+ * filter.c: passes requests of a filter on to its file, with what its driver does about them.  The
+ * nowait functions are for the loop's stack.
+ */
+int filter_read(struct node *node, struct vec vec, uint64_t offset);
+int filter_read_nowait(struct node *node, void *buffer, size_t length, uint64_t offset);
+int filter_write(struct node *node, struct vec vec, uint64_t offset);
+int filter_zero(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
+int filter_discard(struct node *node, uint64_t offset, uint64_t length);
+int filter_before(struct node *node, enum block_operation operation, uint64_t offset,
+                  uint64_t length);
+
+/* protocol_io.c: calls preadv or pwritev of a driver with the piece of vectors that `vec` is. */
+int engine_transfer(int (*call)(struct node *, const struct iovec *, int, uint64_t),
+                    struct node *node, const struct vec *vec, uint64_t offset);
 
 /* protocol_io.c: I/O of protocol nodes, with alignment and generations. */
 int protocol_read(struct node *node, struct vec vec, uint64_t offset);

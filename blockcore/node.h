@@ -130,6 +130,7 @@ struct node {
         compress_unit;   /* formats that write compressed: bytes of a unit, power of two; else 0 */
     bool reuses_storage; /* what map names may be given back, and hold other data later */
     bool encrypted;      /* formats: what map names may be encrypted */
+    bool sees_reads;     /* filters: no read may pass by `before` */
     bool rotational;
     bool tracks_changes; /* the driver is told of changes; it may set and clear this later, too */
 

@@ -34,8 +34,7 @@ static bool vec_aligned(const struct vec *vec, uint64_t offset, uint32_t align)
     return n > 0;
 }
 
-/* Calls preadv or pwritev of the driver with just the piece of vectors that `vec` is. */
-static int transfer(int (*call)(struct node *, const struct iovec *, int, uint64_t),
+int engine_transfer(int (*call)(struct node *, const struct iovec *, int, uint64_t),
                     struct node *node, const struct vec *vec, uint64_t offset)
 {
     struct iovec iov[BLOCK_IOV_MAX];
@@ -67,7 +66,7 @@ int protocol_read(struct node *node, struct vec vec, uint64_t offset)
     if (vec.length == 0)
         return 0;
     if (align <= 1 || vec_aligned(&vec, offset, align))
-        return transfer(node->driver->preadv, node, &vec, offset);
+        return engine_transfer(node->driver->preadv, node, &vec, offset);
     start = align_down(offset, align);
     end = align_up(offset + vec.length, align);
     buffer = buffer_get(end - start);
@@ -144,7 +143,7 @@ int protocol_write(struct node *node, struct vec vec, uint64_t offset)
     if (vec.length == 0)
         return 0;
     if (align <= 1) {
-        err = transfer(node->driver->pwritev, node, &vec, offset);
+        err = engine_transfer(node->driver->pwritev, node, &vec, offset);
         node->write_generation++;
         return err;
     }
@@ -152,7 +151,7 @@ int protocol_write(struct node *node, struct vec vec, uint64_t offset)
     end = align_up(offset + vec.length, align);
     if (vec_aligned(&vec, offset, align)) {
         range_lock_shared(&node->locks, &lock, start, end - start);
-        err = transfer(node->driver->pwritev, node, &vec, offset);
+        err = engine_transfer(node->driver->pwritev, node, &vec, offset);
     } else {
         lock_bounced(node, &lock, start, end);
         err = write_bounced(node, &vec, offset, start, end);

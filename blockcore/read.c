@@ -34,6 +34,21 @@ struct location {
     bool reused;          /* the storage may hold other data later */
 };
 
+/* A filter answers for itself: reads of it are passed on as they are. */
+static int map_node(struct node *node, uint64_t offset, uint64_t length, struct extent *ret)
+{
+    if (!is_filter(node))
+        return node->driver->map(node, offset, length, ret);
+    *ret = (struct extent){
+        .kind = EXTENT_DATA,
+        .flags = EXTENT_WRITABLE,
+        .length = length,
+        .child = node,
+        .child_offset = offset,
+    };
+    return 0;
+}
+
 /*
  * One step down: true when `at` names the next node to ask.  A format without allocate only passes
  * on, so that its child is asked in its place, unless the child must be locked (then it is read as
@@ -45,7 +60,8 @@ static bool step_down(struct node **at, uint64_t *offset, uint64_t *length, stru
     struct node *next = NULL;
 
     *length = e->length;
-    if (e->kind == EXTENT_DATA && !(e->flags & EXTENT_ENCRYPTED) && !is_protocol(e->child)) {
+    if (e->kind == EXTENT_DATA && !(e->flags & EXTENT_ENCRYPTED) && !is_protocol(e->child) &&
+        !is_filter(e->child)) {
         if (needs_locks(e->child) && coroutine_self())
             return false;
         next = e->child;
@@ -76,7 +92,7 @@ static int locate(struct node *node, uint64_t offset, uint64_t length, struct lo
         if (!coroutine_self() && needs_locks(node) &&
             !range_lock_is_free(&node->locks, offset, length))
             return -EAGAIN;
-        err = node->driver->map(node, offset, length, e);
+        err = map_node(node, offset, length, e);
         if (err < 0)
             return err;
         loc->owner = node;
@@ -162,6 +178,8 @@ int engine_read_child(struct node *child, struct vec vec, uint64_t offset)
 
     if (is_protocol(child))
         return protocol_read(child, vec, offset);
+    if (is_filter(child))
+        return filter_read(child, vec, offset);
     range_lock_shared(&child->locks, &lock, offset, vec.length);
     err = engine_read_locked(child, vec, offset);
     range_unlock(&child->locks, &lock);
@@ -203,8 +221,10 @@ int block_readv(struct node *node, const struct iovec *iov, int iovcnt, uint64_t
     TRACE(block_read, "%s offset %" PRIu64 " length %zu", node_name(node), offset, vec.length);
     if (is_protocol(node))
         return protocol_read(node, vec, offset);
-    if (!range_within(offset, vec.length, node->size))
+    if (!grows(node) && !range_within(offset, vec.length, node->size))
         return -EINVAL;
+    if (is_filter(node))
+        return filter_read(node, vec, offset);
     if (!needs_locks(node))
         return engine_read_locked(node, vec, offset);
     range_lock_shared(&node->locks, &lock, offset, vec.length);
@@ -224,6 +244,8 @@ int engine_child_read_nowait(struct node *child, void *buffer, size_t length, ui
 {
     const struct iovec iov = {buffer, length};
 
+    if (is_filter(child))
+        return filter_read_nowait(child, buffer, length, offset);
     /* Direct I/O always goes through the engine. */
     if (!child->driver->preadv_nowait || child->request_alignment > 1)
         return -EAGAIN;
@@ -234,7 +256,7 @@ int block_read_nowait(struct node *node, void *buffer, size_t length, uint64_t o
 {
     uint8_t *out = buffer;
 
-    if (is_protocol(node))
+    if (grows(node))
         return engine_child_read_nowait(node, buffer, length, offset);
     if (!range_within(offset, length, node->size))
         return -EINVAL;
@@ -265,10 +287,27 @@ int block_read_nowait(struct node *node, void *buffer, size_t length, uint64_t o
     return 0;
 }
 
+/* A piece of a protocol node, or of what filters show; only those that need not see reads. */
+static int resolve_child(struct node *child, uint64_t offset, uint64_t length,
+                         struct block_extent *ret)
+{
+    for (; is_filter(child); child = child->file) {
+        if (child->sees_reads || child->driver->preadv)
+            return -ENOENT;
+    }
+    if (!is_protocol(child))
+        return block_resolve(child, offset, length, ret);
+    if (!child->driver->descriptor || child->request_alignment > 1 || offset >= child->size)
+        return -ENOENT;
+    ret->fd = child->driver->descriptor(child);
+    ret->offset = offset;
+    ret->length = min_u64(length, child->size - offset);
+    return ret->fd < 0 ? -ENOENT : 0;
+}
+
 int block_resolve(struct node *node, uint64_t offset, uint64_t length, struct block_extent *ret)
 {
     struct location loc;
-    struct node *file;
     int err;
 
     if (is_protocol(node) || !range_within(offset, length, node->size) || length == 0)
@@ -278,27 +317,37 @@ int block_resolve(struct node *node, uint64_t offset, uint64_t length, struct bl
     err = locate(node, offset, length, &loc);
     if (err < 0)
         return err;
-    file = loc.extent.child;
     if (loc.extent.kind != EXTENT_DATA || (loc.extent.flags & EXTENT_ENCRYPTED) || loc.reused ||
-        !is_protocol(file) || !file->driver->descriptor || file->request_alignment > 1 ||
-        loc.extent.child_offset >= file->size)
+        !(is_protocol(loc.extent.child) || is_filter(loc.extent.child)))
         return -ENOENT;
-    ret->fd = file->driver->descriptor(file);
-    ret->offset = loc.extent.child_offset;
-    ret->length = min_u64(loc.extent.length, file->size - ret->offset);
-    return ret->fd < 0 ? -ENOENT : 0;
+    return resolve_child(loc.extent.child, loc.extent.child_offset, loc.extent.length, ret);
 }
 
-/* A protocol node's own answer: holes read as zeroes. */
-static int child_status(struct node *child, uint64_t offset, uint64_t *length, bool *zero)
+/* A protocol node's own answer: holes read as zeroes. `ret` has the length asked for. */
+static int protocol_status(struct node *node, uint64_t offset, struct block_status *ret)
 {
-    struct extent e = {.kind = EXTENT_DATA, .length = *length};
+    struct extent e = {.kind = EXTENT_DATA, .length = ret->length};
     int err = 0;
 
-    if (child->driver->map)
-        err = child->driver->map(child, offset, *length, &e);
-    *length = e.length;
-    *zero = e.kind == EXTENT_ZERO;
+    if (node->driver->map)
+        err = node->driver->map(node, offset, ret->length, &e);
+    ret->length = e.length;
+    ret->flags |= e.kind == EXTENT_ZERO ? STATUS_ZERO : STATUS_DATA;
+    return err;
+}
+
+/* What the child of the owner says, of as much as `ret` has. */
+static int child_status(struct node *child, uint64_t offset, struct block_status *ret)
+{
+    unsigned above = ret->depth - 1;
+    int err;
+
+    child = filter_bottom(child);
+    if (is_protocol(child))
+        return protocol_status(child, offset, ret);
+    err = block_get_status(child, offset, ret->length, ret);
+    if (err == 0 && ret->depth > 0)
+        ret->depth += above;
     return err;
 }
 
@@ -306,7 +355,6 @@ static int status_once(struct node *node, uint64_t offset, uint64_t length,
                        struct block_status *ret)
 {
     struct location loc;
-    bool zero = false;
     int err = locate(node, offset, length, &loc);
 
     if (err < 0)
@@ -323,14 +371,10 @@ static int status_once(struct node *node, uint64_t offset, uint64_t length,
      * for noise.
      */
     if (loc.extent.kind == EXTENT_DATA && !(loc.extent.flags & EXTENT_ENCRYPTED) &&
-        !loc.owner->driver->allocate) {
-        if (is_protocol(loc.extent.child))
-            err = child_status(loc.extent.child, loc.extent.child_offset, &ret->length, &zero);
-        else
-            return block_get_status(loc.extent.child, loc.extent.child_offset, ret->length, ret);
-    }
-    ret->flags |= zero ? STATUS_ZERO : STATUS_DATA;
-    return err;
+        !loc.owner->driver->allocate)
+        return child_status(loc.extent.child, loc.extent.child_offset, ret);
+    ret->flags |= STATUS_DATA;
+    return 0;
 }
 
 int block_get_status(struct node *node, uint64_t offset, uint64_t length, struct block_status *ret)

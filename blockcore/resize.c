@@ -74,7 +74,7 @@ static int fill_storage(const struct allocation *a, enum preallocation mode)
     uint64_t end = a->child_offset + a->length;
 
     if (mode == PREALLOCATION_METADATA && !a->reads_zero)
-        return protocol_zero(a->child, a->child_offset, a->length, ZERO_MAY_UNMAP);
+        return engine_zero_child(a->child, a->child_offset, a->length, ZERO_MAY_UNMAP);
     return block_preallocate(a->child, a->child_offset, end, mode);
 }
 
@@ -225,6 +225,11 @@ int block_resize(struct node *node, const struct block_resize *resize, struct er
     struct range_lock lock;
     int err;
 
+    if (is_filter(node)) {
+        err = block_resize(node->file, resize, error);
+        node->size = node->file->size;
+        return err;
+    }
     if (rounded.size > OFFSET_MAX - unit)
         return error_set(error, EFBIG, "the size is %" PRIu64 " bytes, it must be below 2^63",
                          rounded.size);

@@ -29,8 +29,9 @@ struct cow {
 
 int engine_write_child(struct node *child, struct vec vec, uint64_t offset)
 {
-    return is_protocol(child) ? protocol_write(child, vec, offset)
-                              : format_write(child, vec, offset);
+    if (is_protocol(child))
+        return protocol_write(child, vec, offset);
+    return is_filter(child) ? filter_write(child, vec, offset) : format_write(child, vec, offset);
 }
 
 static bool in_place(const struct extent *e)
@@ -226,12 +227,10 @@ int block_writev(struct node *node, const struct iovec *iov, int iovcnt, uint64_
           vec.length, flags);
     if (!node_writable(node))
         return -EROFS;
-    if (is_protocol(node))
-        err = protocol_write(node, vec, offset);
-    else if (!range_within(offset, vec.length, node->size))
+    if (!grows(node) && !range_within(offset, vec.length, node->size))
         return -ENOSPC;
-    else if (vec.length > 0)
-        err = format_write(node, vec, offset);
+    if (vec.length > 0)
+        err = engine_write_child(node, vec, offset);
     if (err == 0 && (flags & BLOCK_FUA))
         err = block_flush(node);
     return err;
@@ -253,7 +252,9 @@ int block_flush(struct node *node)
         return 0;
     if (is_protocol(node))
         return protocol_flush(node);
-    if (node->driver->flush)
+    if (is_filter(node))
+        err = filter_before(node, OPERATION_FLUSH, 0, 0);
+    else if (node->driver->flush)
         err = node->driver->flush(node);
     /* Tables that find no room stay in memory, which is enough for what will be lost anyway. */
     if (err == -ENOSPC && (node->flags & NODE_TEMPORARY))

@@ -16,8 +16,6 @@
 
 #define CLUSTERS_PER_PIECE 4096
 
-static int zero_range(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
-
 /* In pieces, each with `write`. */
 static int write_zeroes(struct node *node, uint64_t offset, uint64_t length,
                         int (*write)(struct node *, struct vec, uint64_t))
@@ -46,7 +44,7 @@ static int write_zeroes(struct node *node, uint64_t offset, uint64_t length,
 
 int write_zero_data(struct node *node, uint64_t offset, uint64_t length)
 {
-    return write_zeroes(node, offset, length, is_protocol(node) ? protocol_write : format_write);
+    return write_zeroes(node, offset, length, engine_write_child);
 }
 
 int write_zeroes_locked(struct node *node, uint64_t offset, uint64_t length)
@@ -239,7 +237,7 @@ static int zero_mapped(struct node *node, uint64_t offset, uint64_t length, unsi
         if (e.kind != EXTENT_DATA || !(e.flags & EXTENT_WRITABLE))
             return -EIO;
         if (!(e.flags & EXTENT_ENCRYPTED))
-            err = zero_range(e.child, e.child_offset, e.length, flags);
+            err = engine_zero_child(e.child, e.child_offset, e.length, flags);
         else /* zeroes of the file are noise here */
             err = flags & ZERO_FAST ? -ENOTSUP : write_zero_data(node, offset, e.length);
         if (err < 0)
@@ -250,10 +248,12 @@ static int zero_mapped(struct node *node, uint64_t offset, uint64_t length, unsi
     return 0;
 }
 
-static int zero_range(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
+int engine_zero_child(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
     if (is_protocol(node))
         return protocol_zero(node, offset, length, flags & ~(unsigned)BLOCK_ALLOCATE);
+    if (is_filter(node))
+        return filter_zero(node, offset, length, flags);
     if (node->driver->allocate)
         return zero_allocating(node, offset, length, flags);
     return zero_mapped(node, offset, length, flags);
@@ -267,12 +267,12 @@ int block_zero(struct node *node, uint64_t offset, uint64_t length, unsigned fla
           length, flags);
     if (!node_writable(node))
         return -EROFS;
-    if (!is_protocol(node) && !range_within(offset, length, node->size))
+    if (!grows(node) && !range_within(offset, length, node->size))
         return -ENOSPC;
     if (!(node->flags & NODE_UNMAP))
         flags &= ~(unsigned)ZERO_MAY_UNMAP;
     if (length > 0)
-        err = zero_range(node, offset, length, flags & ~(unsigned)BLOCK_FUA);
+        err = engine_zero_child(node, offset, length, flags & ~(unsigned)BLOCK_FUA);
     if (err == 0 && (flags & BLOCK_FUA))
         err = block_flush(node);
     return err;
@@ -300,12 +300,14 @@ static int discard_clusters(struct node *node, uint64_t offset, uint64_t length)
     return err == -ENOTSUP ? 0 : err;
 }
 
-static int discard_range(struct node *node, uint64_t offset, uint64_t length)
+int engine_discard_child(struct node *node, uint64_t offset, uint64_t length)
 {
     int err = 0;
 
     if (is_protocol(node))
         return protocol_discard(node, offset, length);
+    if (is_filter(node))
+        return filter_discard(node, offset, length);
     if (node->driver->allocate) {
         uint64_t start = align_up(offset, node->cluster_size), end = offset + length;
 
@@ -320,7 +322,7 @@ static int discard_range(struct node *node, uint64_t offset, uint64_t length)
         err = node->driver->map(node, offset, length, &e);
         if (err == 0 && e.kind == EXTENT_DATA && (e.flags & EXTENT_WRITABLE) &&
             !(e.flags & EXTENT_ENCRYPTED)) /* holes would tell what is in use */
-            err = discard_range(e.child, e.child_offset, e.length);
+            err = engine_discard_child(e.child, e.child_offset, e.length);
         offset += e.length;
         length -= e.length;
     }
@@ -334,10 +336,10 @@ int block_discard(struct node *node, uint64_t offset, uint64_t length, unsigned 
     TRACE(block_discard, "%s offset %" PRIu64 " length %" PRIu64, node_name(node), offset, length);
     if (!node_writable(node))
         return -EROFS;
-    if (!is_protocol(node) && !range_within(offset, length, node->size))
+    if (!grows(node) && !range_within(offset, length, node->size))
         return -EINVAL;
     if (length > 0 && (node->flags & NODE_UNMAP))
-        err = discard_range(node, offset, length);
+        err = engine_discard_child(node, offset, length);
     if (err == 0 && (flags & BLOCK_FUA))
         err = block_flush(node);
     return err;

@@ -47,6 +47,7 @@
 
 #include "blockcore/amend.h"
 #include "blockcore/block.h"
+#include "blockcore/filter.h"
 #include "blockcore/format/qcow2_disk.h"
 #include "blockcore/luks.h"
 #include "blockcore/table_cache.h"
@@ -382,7 +383,9 @@ uint64_t qcow2_guard_search(const struct qcow2 *q, uint64_t first, uint64_t coun
 /* Only a regular file grows by being written to, and can be cut. */
 static inline bool qcow2_file_grows(const struct qcow2 *q)
 {
-    return q->file->driver->kind == DRIVER_PROTOCOL && q->file->identity.inode != 0;
+    const struct node *file = filter_bottom(q->file);
+
+    return file->driver->kind == DRIVER_PROTOCOL && file->identity.inode != 0;
 }
 
 static inline uint64_t qcow2_l1_index(const struct qcow2 *q, uint64_t guest_offset)

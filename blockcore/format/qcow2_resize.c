@@ -368,7 +368,7 @@ static void cut_file(struct qcow2 *q)
     if (!qcow2_file_grows(q))
         return;
     if (find_end(q, &end) == 0 && end << q->cluster_bits < q->file->size)
-        q->file->driver->resize(q->file, end << q->cluster_bits, NULL);
+        filter_resize_file(q->file, end << q->cluster_bits);
 }
 
 static int shrink(struct qcow2 *q, uint64_t size)
