@@ -13,5 +13,7 @@ extern const struct driver driver_host_device; /* protocol/file.c */
 extern const struct driver driver_raw;         /* format/raw.c */
 extern const struct driver driver_qcow2;       /* format/qcow2.c */
 extern const struct driver driver_luks;        /* format/luks.c */
+extern const struct driver driver_delay;       /* filter/delay.c */
+extern const struct driver driver_error;       /* filter/error.c */
 
 #endif

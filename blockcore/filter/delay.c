@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The filter `delay`: requests wait for a while first, so that users can test slow storage. */
+#include "base/reactor.h"
+#include "blockcore/drivers.h"
+#include "blockcore/filter.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+#define DELAY_MAX_MS 3600000
+#define NS_PER_MS 1000000
+
+struct delay {
+    uint64_t ms[OPERATIONS]; /* options */
+};
+
+#define ROW(operation, name, what)                                                                 \
+    {                                                                                              \
+        name, OPTION_NUMBER, offsetof(struct delay, ms) + (operation) * sizeof(uint64_t), NULL,    \
+            "milliseconds that each " what " waits first"                                          \
+    }
+
+static const struct option_row delay_options[] = {
+    ROW(OPERATION_READ, "read-ms", "read"),    ROW(OPERATION_WRITE, "write-ms", "write"),
+    ROW(OPERATION_ZERO, "zero-ms", "zeroing"), ROW(OPERATION_DISCARD, "discard-ms", "discard"),
+    ROW(OPERATION_FLUSH, "flush-ms", "flush"), {0},
+};
+
+static int delay_open(struct node *node, struct node_open *open, struct error *error)
+{
+    struct delay *delay = node->state;
+    int err = options_take(open->options, delay_options, delay, "driver 'delay'", error);
+
+    if (err < 0)
+        return err;
+    for (unsigned i = 0; i < OPERATIONS; i++) {
+        if (delay->ms[i] > DELAY_MAX_MS)
+            return error_set(error, EINVAL,
+                             "the option '%s' of driver 'delay' is %" PRIu64
+                             " milliseconds, it must be at most %d",
+                             delay_options[i].name, delay->ms[i], DELAY_MAX_MS);
+    }
+    node->sees_reads = delay->ms[OPERATION_READ] > 0;
+    return filter_open_file(node, open, error);
+}
+
+static int delay_before(struct node *node, enum block_operation operation, uint64_t offset,
+                        uint64_t length)
+{
+    const struct delay *delay = node->state;
+
+    if (delay->ms[operation] == 0)
+        return 0;
+    if (!coroutine_self())
+        return -EAGAIN;
+    co_sleep((int64_t)delay->ms[operation] * NS_PER_MS);
+    return 0;
+}
+
+const struct driver driver_delay = {
+    .name = "delay",
+    .kind = DRIVER_FILTER,
+    .state_size = sizeof(struct delay),
+    .options = delay_options,
+    .open = delay_open,
+    .before = delay_before,
+};
