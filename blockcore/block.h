@@ -52,6 +52,13 @@ int block_write_compressed(struct node *node, const void *buffer, size_t length,
  */
 int block_zero(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
 
+/*
+ * Makes storage for a range of the file below a format, so that a later write there does not end
+ * with -ENOSPC; what it reads as stays.  The file may grow.  -ENOSPC: there is no room;
+ * -EOPNOTSUPP: only writing there does that.
+ */
+int block_reserve(struct node *node, uint64_t offset, uint64_t length);
+
 /* Advice; parts smaller than the node can discard are left alone. Nothing without NODE_UNMAP. */
 int block_discard(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
 

@@ -44,6 +44,7 @@ static int write_unit(struct node *node, const uint8_t *data, uint64_t length, u
 {
     struct range_lock lock;
     uint8_t *padded = NULL;
+    uint64_t generation;
     int err;
 
     if (length < node->compress_unit) { /* the disk ends in it */
@@ -56,7 +57,10 @@ static int write_unit(struct node *node, const uint8_t *data, uint64_t length, u
     }
     range_lock_exclusive(&node->locks, &lock, offset, node->compress_unit);
     err = track_change(node, offset, length);
+    generation = node->reclaim_generation;
     if (err == 0)
+        err = write_locked(node, data, length, offset);
+    if (engine_reclaim(node, err, generation))
         err = write_locked(node, data, length, offset);
     engine_forget_decoded(node);
     range_unlock(&node->locks, &lock);

@@ -165,6 +165,16 @@ struct driver {
     /* Formats: writes metadata to the children, in order. Protocols: makes writes durable. */
     int (*flush)(struct node *node);
     /*
+     * Protocols: makes storage for the range, whose contents stay, so that writing there will not
+     * find the disk full. The file may grow. -EOPNOTSUPP: only writing there does that.
+     */
+    int (*reserve)(struct node *node, uint64_t offset, uint64_t length);
+    /*
+     * Formats, after -ENOSPC: makes what earlier requests have freed ready for use.  -ENOSPC: there
+     * was nothing.
+     */
+    int (*reclaim)(struct node *node);
+    /*
      * Formats, before anything is changed: refuses what the image does not allow, and makes room in
      * the tables for a disk of `size` bytes, which nobody sees yet. NULL: there is nothing to do.
      */

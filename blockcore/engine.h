@@ -87,6 +87,12 @@ int crypt_write(const struct extent *e, struct vec vec);
  */
 void crypt_lock_write(struct node *node, struct range_lock *lock, uint64_t offset, uint64_t length);
 
+/*
+ * reserve.c: a request ended with `err`, before which node->reclaim_generation was `generation`.
+ * Whether it is to be tried again: the disk was full, and something has been given back since.
+ */
+bool engine_reclaim(struct node *node, int64_t err, uint64_t generation);
+
 /* read.c: reads a child, whatever it is, with the lock that it needs. */
 int engine_read_child(struct node *child, struct vec vec, uint64_t offset);
 /* -EAGAIN when it is not all there, or the child is a format. */

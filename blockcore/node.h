@@ -137,6 +137,7 @@ struct node {
     /* Core. */
     enum node_detect_zeroes detect_zeroes; /* asked for by the options of the node */
     struct range_locks locks;
+    uint64_t reclaim_generation; /* formats: how often room was made on a full disk */
     uint64_t write_generation;   /* protocols: bumped when a change has ended */
     uint64_t flushed_generation; /* changes up to here are durable */
     int flush_error;             /* a failed sync is final: negative errno, else 0 */

@@ -27,6 +27,7 @@ struct cached_table {
     unsigned pins;
     bool loading;
     bool recent;            /* used since the last cleaning */
+    bool reserved;          /* the file has room for it */
     struct co_queue loaded; /* waits for `loading` to end */
 };
 
@@ -278,11 +279,36 @@ int table_cache_get(struct table_cache *cache, uint64_t offset, struct table **r
     return 0;
 }
 
+int table_cache_get_for_change(struct table_cache *cache, uint64_t offset, struct table **ret)
+{
+    struct cached_table *t;
+    int err = table_cache_get(cache, offset, ret);
+
+    if (err < 0)
+        return err;
+    t = container_of(*ret, struct cached_table, table);
+    if (!t->reserved)
+        err = block_reserve(cache->file, offset, cache->table_size);
+    /* Where the file system cannot tell, what has been written once is taken to have its room. */
+    if (err == -EOPNOTSUPP)
+        err = 0;
+    t->reserved = err == 0;
+    if (err < 0) {
+        table_cache_put(cache, *ret);
+        *ret = NULL;
+    }
+    return err;
+}
+
 int table_cache_get_new(struct table_cache *cache, uint64_t offset, struct table **ret)
 {
     struct cached_table *t;
-    int err = make_room(cache);
+    int err = block_reserve(cache->file, offset, cache->table_size);
 
+    if (err == -EOPNOTSUPP)
+        err = block_zero(cache->file, offset, cache->table_size, 0);
+    if (err == 0)
+        err = make_room(cache);
     if (err < 0)
         return err;
     t = find(cache, offset);
@@ -295,6 +321,7 @@ int table_cache_get_new(struct table_cache *cache, uint64_t offset, struct table
             return -ENOMEM;
     }
     memset(t->table.data, 0, cache->table_size);
+    t->reserved = true;
     table_cache_mark_dirty(cache, &t->table);
     *ret = &t->table;
     return 0;

@@ -50,7 +50,15 @@ struct table *table_cache_peek(struct table_cache *cache, uint64_t offset);
 /* The table at `offset`, read if it must be, pinned. A table that the file ends in is an error
  * (-EIO). */
 int table_cache_get(struct table_cache *cache, uint64_t offset, struct table **ret);
-/* A pinned, zeroed, dirty table at `offset`, without reading: for tables that are new. */
+/*
+ * The same for a change: where the file has a hole there is room for the table now, so that writing
+ * it back does not end with -ENOSPC.  -ENOSPC: there is none. The caller's mutex is held.
+ */
+int table_cache_get_for_change(struct table_cache *cache, uint64_t offset, struct table **ret);
+/*
+ * A pinned, zeroed, dirty table at `offset`, without reading: for tables that are new.  The file
+ * has room for it; -ENOSPC: it has not, and nothing was made.
+ */
 int table_cache_get_new(struct table_cache *cache, uint64_t offset, struct table **ret);
 void table_cache_put(struct table_cache *cache, struct table *table);
 void table_cache_mark_dirty(struct table_cache *cache, struct table *table);

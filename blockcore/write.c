@@ -170,6 +170,16 @@ static int64_t write_new(struct node *node, const struct vec *vec, uint64_t offs
     return err < 0 ? err : (int64_t)cow.vec.length;
 }
 
+/* The same, on a full disk in what earlier requests have freed. */
+static int64_t write_new_or_reclaim(struct node *node, const struct vec *vec, uint64_t offset,
+                                    uint64_t unmapped)
+{
+    uint64_t generation = node->reclaim_generation;
+    int64_t n = write_new(node, vec, offset, unmapped);
+
+    return engine_reclaim(node, n, generation) ? write_new(node, vec, offset, unmapped) : n;
+}
+
 int format_write_locked(struct node *node, struct vec vec, uint64_t offset)
 {
     while (vec.length > 0) {
@@ -182,7 +192,7 @@ int format_write_locked(struct node *node, struct vec vec, uint64_t offset)
         err = node->driver->map(node, offset, vec.length, &e);
         if (err < 0)
             return err;
-        n = write_new(node, &vec, offset, e.length);
+        n = write_new_or_reclaim(node, &vec, offset, e.length);
         if (n < 0)
             return (int)n;
         vec_advance(&vec, n);

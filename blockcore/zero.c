@@ -77,6 +77,15 @@ static uint64_t first_piece(const struct node *node, uint64_t offset, uint64_t l
     return min_u64(length, start + (uint64_t)node->lock_size * CLUSTERS_PER_PIECE - offset);
 }
 
+static int driver_zero(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    uint64_t generation = node->reclaim_generation;
+    int err = node->driver->zero(node, offset, length, flags);
+
+    return engine_reclaim(node, err, generation) ? node->driver->zero(node, offset, length, flags)
+                                                 : err;
+}
+
 /* Whole clusters (the last may be cut by the disk's end). */
 static int zero_clusters(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
@@ -90,7 +99,7 @@ static int zero_clusters(struct node *node, uint64_t offset, uint64_t length, un
             lock_for_change(node, &lock, offset, n);
             err = track_change(node, offset, n);
             if (err == 0)
-                err = node->driver->zero(node, offset, n, flags);
+                err = driver_zero(node, offset, n, flags);
             engine_forget_decoded(node);
             range_unlock(&node->locks, &lock);
         }

@@ -14,6 +14,7 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #define L1_SECTOR_ENTRIES (512 / 8)
 #define TEXT_MAX 256
@@ -98,6 +99,19 @@ static int qcow2_flush(struct node *node)
     return err;
 }
 
+/* What is pending is free once all else is on disk. */
+static int qcow2_reclaim(struct node *node)
+{
+    struct qcow2 *q = node->state;
+    int err = -ENOSPC;
+
+    co_mutex_lock(&q->lock);
+    if (q->pending.count > 0 && !q->corrupt)
+        err = qcow2_write_back(q);
+    co_mutex_unlock(&q->lock);
+    return err;
+}
+
 int qcow2_patch_header(struct qcow2 *q, uint64_t at, uint64_t value)
 {
     uint8_t data[8];
@@ -109,14 +123,32 @@ int qcow2_patch_header(struct qcow2 *q, uint64_t at, uint64_t value)
 }
 
 /*
+ * Parts of the L1 table may be holes of the file: they must have room when a flush changes them.
+ * Where only writing makes room, all of it is written as it is.
+ */
+static int reserve_l1(struct qcow2 *q)
+{
+    uint64_t bytes = (uint64_t)q->header.l1_size * 8;
+    int err = bytes > 0 ? block_reserve(q->file, q->header.l1_offset, bytes) : 0;
+
+    if (err != -EOPNOTSUPP)
+        return err;
+    memset(q->l1_dirty, true, div_round_up(q->header.l1_size, L1_SECTOR_ENTRIES));
+    q->l1_any_dirty = true;
+    return write_l1(q);
+}
+
+/*
  * Of the autoclear features we keep bitmaps and raw data files consistent, and no other: whoever
  * knows those must learn that, before anything is written.
  */
 static int get_write_ready(struct qcow2 *q)
 {
     uint64_t kept = q->header.has_bitmaps ? QCOW2_AUTOCLEAR_BITMAPS : 0;
-    int err = qcow2_bitmaps_begin(q);
+    int err = reserve_l1(q);
 
+    if (err == 0)
+        err = qcow2_bitmaps_begin(q);
     kept = q->header.autoclear & (kept | qcow2_autoclear_kept(q));
     if (err == 0 && q->header.autoclear != kept)
         err = qcow2_patch_header(q, QCOW2_AT_AUTOCLEAR, kept);
@@ -246,6 +278,7 @@ const struct driver driver_qcow2 = {
     .discard = qcow2_discard,
     .write_compressed = qcow2_write_compressed,
     .flush = qcow2_flush,
+    .reclaim = qcow2_reclaim,
     .snapshots = &qcow2_snapshot_ops,
     .luks_area = qcow2_luks_area,
     .bitmap = qcow2_bitmap_get,

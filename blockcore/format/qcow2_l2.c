@@ -28,16 +28,20 @@ static int check_l1_entry(struct qcow2 *q, uint64_t l1_index)
     return 0;
 }
 
-int qcow2_l2_load(struct qcow2 *q, uint64_t offset, struct table **ret)
+/* What table_cache_get said of a table: one that is not in the file marks the image corrupt. */
+static int judge_load(struct qcow2 *q, uint64_t offset, int err)
 {
-    int err = table_cache_get(q->l2_cache, offset, ret);
-
     if (err != -EIO)
         return err;
     if (!range_within(offset, q->cluster_size, q->file->size))
         return qcow2_set_corrupt(
             q, "the L2 table at offset %" PRIu64 " is beyond the end of the file", offset);
     return qcow2_log_once(q, "the L2 table at offset %" PRIu64 " cannot be read", offset);
+}
+
+int qcow2_l2_load(struct qcow2 *q, uint64_t offset, struct table **ret)
+{
+    return judge_load(q, offset, table_cache_get(q->l2_cache, offset, ret));
 }
 
 int qcow2_l2_get(struct qcow2 *q, uint64_t l1_index, struct table **ret)
@@ -142,7 +146,7 @@ int qcow2_l2_get_private(struct qcow2 *q, uint64_t l1_index, struct table **ret)
         if (err > 0)
             return copy_table(q, l1_index, ret);
     }
-    err = qcow2_l2_load(q, offset, ret);
+    err = judge_load(q, offset, table_cache_get_for_change(q->l2_cache, offset, ret));
     if (err == 0 && !(entry & QCOW2_COPIED))
         qcow2_l1_set(q, l1_index, entry | QCOW2_COPIED);
     return err;

@@ -294,6 +294,9 @@ int qcow2_pending_apply(struct qcow2 *q)
         if (part.free)
             discard_host(q, first, part.count);
     }
+    /* A full disk has no room for a block that had holes: then leaks, if it comes to a crash. */
+    if (err == -ENOSPC)
+        err = 0;
     /* In an image known to be broken leaks are better than more damage. */
     if (q->corrupt)
         p->count = 0;

@@ -56,7 +56,7 @@ int qcow2_refblock_get(struct qcow2 *q, uint64_t index, struct table **ret)
     if (qcow2_guard_find(q, offset) != GUARD_REFBLOCK)
         return qcow2_set_corrupt(
             q, "the refcount block at offset %" PRIu64 " overlaps other metadata", offset);
-    err = table_cache_get(q->refcount_cache, offset, ret);
+    err = table_cache_get_for_change(q->refcount_cache, offset, ret);
     if (err != -EIO)
         return err;
     if (!range_within(offset, q->cluster_size, q->file->size))

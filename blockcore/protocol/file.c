@@ -38,7 +38,7 @@ struct file {
     bool block_device;
     dev_t device; /* itself, or where its file system is */
     /* What the file system was found not to do. */
-    bool no_zero_range, no_punch;
+    bool no_zero_range, no_punch, no_reserve;
     /* A run of data that map found, and that this process has not punched since. */
     uint64_t data_start, data_end;
 };
@@ -362,6 +362,26 @@ static int file_zero(struct node *node, uint64_t offset, uint64_t length, unsign
     return err;
 }
 
+/* A device has all of its storage, as far as anybody can tell. */
+static int file_reserve(struct node *node, uint64_t offset, uint64_t length)
+{
+    struct file *file = node->state;
+    int err = check_end(file, offset, length);
+
+    if (err < 0 || file->block_device)
+        return err;
+    if (file->no_reserve)
+        return -EOPNOTSUPP;
+    err = io_fallocate(&file->io, 0, offset, length);
+    if (unsupported(err)) {
+        file->no_reserve = true;
+        return -EOPNOTSUPP;
+    }
+    if (err == 0)
+        node->size = max_u64(node->size, offset + length);
+    return err;
+}
+
 struct discard_job {
     int fd;
     uint64_t range[2];
@@ -425,8 +445,9 @@ static int file_descriptor(struct node *node)
 #define FILE_FUNCTIONS                                                                             \
     .kind = DRIVER_PROTOCOL, .state_size = sizeof(struct file), .options = file_options,           \
     .open = file_open, .close = file_close, .map = file_map, .zero = file_zero,                    \
-    .discard = file_discard, .flush = file_flush, .resize = file_resize, .preadv = file_preadv,    \
-    .pwritev = file_pwritev, .preadv_nowait = file_preadv_nowait, .descriptor = file_descriptor
+    .discard = file_discard, .flush = file_flush, .reserve = file_reserve, .resize = file_resize,  \
+    .preadv = file_preadv, .pwritev = file_pwritev, .preadv_nowait = file_preadv_nowait,           \
+    .descriptor = file_descriptor
 
 const struct driver driver_file = {.name = "file", FILE_FUNCTIONS};
 const struct driver driver_host_device = {.name = "host_device", FILE_FUNCTIONS};
