@@ -15,6 +15,8 @@
 /* Longer than the text, so that a cut is seen by the copy, which marks it. */
 #define FORMAT_MAX (2 * ERROR_TEXT_MAX)
 
+#define SHOWN_MAX 5 /* a sequence of UTF-8, or \xNN */
+
 /*
  * Characters that take up no room but change how their neighbors are shown: marks, embeddings,
  * overrides and isolates of direction (U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069),
@@ -34,17 +36,32 @@ static bool reorders(const uint8_t *text, size_t n)
 }
 
 /* The length of the sequence at `text` that can be shown as it is, 0 when it must be escaped. */
-static size_t printable_sequence(const uint8_t *text, size_t length, bool quoted)
+static size_t printable_sequence(const uint8_t *text, size_t length)
 {
     size_t n = bytes_utf8_sequence(text, length);
 
     if (n == 1 && (text[0] < 0x20 || text[0] == 0x7f))
         return 0;
-    if (n == 1 && quoted && strchr("'\"\\", text[0]))
-        return 0;
     if (n == 2 && text[0] == 0xc2 && text[1] < 0xa0)
         return 0; /* the C1 controls; some terminals obey them */
     return reorders(text, n) ? 0 : n;
+}
+
+/*
+ * Writes the sequence at `text` into `shown`: as it is, behind a backslash where it would end the
+ * quotes or begin an escape, or as \xNN.  Returns the bytes of `text` that it took.
+ */
+static size_t show_sequence(char shown[SHOWN_MAX], const uint8_t *text, size_t length, bool quoted)
+{
+    size_t n = printable_sequence(text, length);
+
+    if (n == 0)
+        snprintf(shown, SHOWN_MAX, "\\x%02x", text[0]);
+    else if (n == 1 && quoted && (text[0] == '\'' || text[0] == '\\'))
+        snprintf(shown, SHOWN_MAX, "\\%c", text[0]);
+    else
+        snprintf(shown, SHOWN_MAX, "%.*s", (int)n, (const char *)text);
+    return n ? n : 1;
 }
 
 static char *escape(char *out, size_t out_size, const uint8_t *text, size_t length, bool quoted)
@@ -55,8 +72,9 @@ static char *escape(char *out, size_t out_size, const uint8_t *text, size_t leng
     if (out_size == 0)
         return out;
     while (length > 0) {
-        size_t n = printable_sequence(text, length, quoted);
-        size_t width = n ? n : 4;
+        char shown[SHOWN_MAX];
+        size_t n = show_sequence(shown, text, length, quoted);
+        size_t width = strlen(shown);
 
         if (width > out_size - 1 - used) {
             size_t dots = out_size - 1 - safe < 3 ? out_size - 1 - safe : 3;
@@ -65,13 +83,10 @@ static char *escape(char *out, size_t out_size, const uint8_t *text, size_t leng
             used = safe + dots;
             break;
         }
-        if (n)
-            memcpy(out + used, text, n);
-        else
-            snprintf(out + used, out_size - used, "\\x%02x", text[0]);
+        memcpy(out + used, shown, width);
         used += width;
-        text += n ? n : 1;
-        length -= n ? n : 1;
+        text += n;
+        length -= n;
         if (used + 3 < out_size)
             safe = used;
     }

@@ -32,12 +32,13 @@ __attribute__((format(printf, 2, 3))) void error_prefix(struct error *error, con
 
 /*
  * Writes `length` bytes of `text` as printable ASCII/UTF-8 into `out` (always terminated): control
- * bytes, quotes, backslashes and invalid UTF-8 become \xNN; what does not fit ends in "...".  For
- * names that come from outside and go into logs or messages.  Returns `out`.
+ * bytes and invalid UTF-8 become \xNN, and single quotes and backslashes get a backslash before
+ * them; what does not fit ends in "...".  For names that come from outside and stand in single
+ * quotes in logs or messages.  Returns `out`.
  */
 char *error_escape(char *out, unsigned long out_size, const void *text, unsigned long length);
 
-/* As error_escape, but leaves quotes and backslashes alone: for whole sentences. */
+/* As error_escape, but leaves single quotes and backslashes alone: for whole sentences. */
 char *error_printable(char *out, unsigned long out_size, const void *text, unsigned long length);
 
 #endif

@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 struct block_bitmap *block_bitmap_get(struct node *node, size_t index)
@@ -29,6 +30,8 @@ struct block_bitmap *block_bitmap_get_named(struct node *node, const char *name)
     }
     return NULL;
 }
+
+#define MORE_MAX 40 /* ", ''" and the number of further bitmaps */
 
 /* For messages. */
 struct shown {
@@ -51,6 +54,32 @@ static int check_usable(const struct block_bitmap *bitmap, struct error *error)
                      bitmap->unusable);
 }
 
+/* Names the bitmaps that there are, as far as there is room. */
+static int not_found(struct node *node, const char *name, struct error *error)
+{
+    char listed[400] = "";
+    struct block_bitmap *bitmap;
+    size_t used = 0, more = 0;
+
+    for (struct node *at = node; at; at = at->backing) {
+        for (size_t i = 0; (bitmap = block_bitmap_get(at, i)); i++) {
+            if (used + sizeof(struct shown) + MORE_MAX > sizeof(listed))
+                more++;
+            else
+                used += (size_t)snprintf(listed + used, sizeof(listed) - used, "%s'%s'",
+                                         used > 0 ? ", " : "", show(bitmap->name).text);
+        }
+    }
+    if (used == 0)
+        return error_set(error, ENOENT, "Bitmap '%s' is not found: %s has none%s", show(name).text,
+                         node_name(node), node->backing ? ", nor have its backing files" : "");
+    if (more > 0)
+        snprintf(listed + used, sizeof(listed) - used, " and %zu more", more);
+    return error_set(error, ENOENT, "Bitmap '%s' is not found; %s%s: %s", show(name).text,
+                     node_name(node), node->backing ? " and its backing files have" : " has",
+                     listed);
+}
+
 int block_bitmap_find(struct node *node, const char *name, struct block_bitmap **ret,
                       struct error *error)
 {
@@ -60,7 +89,7 @@ int block_bitmap_find(struct node *node, const char *name, struct block_bitmap *
     for (struct node *at = node; at && !bitmap; at = at->backing)
         bitmap = block_bitmap_get_named(at, name);
     if (!bitmap)
-        return error_set(error, ENOENT, "Bitmap '%s' is not found", show(name).text);
+        return not_found(node, name, error);
     err = check_usable(bitmap, error);
     if (err == 0)
         *ret = bitmap;

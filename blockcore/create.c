@@ -10,6 +10,7 @@
 #include "base/sys.h"
 #include "blockcore/block.h"
 #include "blockcore/engine.h"
+#include "blockcore/open.h"
 #include "blockcore/path.h"
 
 #include <errno.h>
@@ -21,12 +22,9 @@ const char *const preallocation_words[] = {"off", "metadata", "falloc", "full", 
 static int find_format(const struct block_context *context, const char *format,
                        const struct driver **ret, struct error *error)
 {
-    char shown[64];
-
     *ret = driver_find(context->drivers, format);
     if (!*ret || (*ret)->kind != DRIVER_FORMAT)
-        return error_set(error, EINVAL, "Unknown file format '%s'",
-                         error_escape(shown, sizeof(shown), format, strlen(format)));
+        return open_unknown_driver(context->drivers, format, true, error);
     return 0;
 }
 

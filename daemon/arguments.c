@@ -59,28 +59,29 @@ static const struct cli_word tls_words[] = {
     {NULL, 0},
 };
 
-static int end_of_parsing(void *target, struct error *error)
+static int end_of_parsing(void *target, const struct cli_row *row, struct error *error)
 {
     return 1;
 }
 
-static int after_per_device(void *target, struct error *error)
+static int after_per_device(void *target, const struct cli_row *row, struct error *error)
 {
     struct arguments *a = target;
 
-    a->per_device = true;
+    if (!a->per_device)
+        a->per_device = row->name;
     return 0;
 }
 
-static int after_load_snapshot(void *target, struct error *error)
+static int after_load_snapshot(void *target, const struct cli_row *row, struct error *error)
 {
     struct arguments *a = target;
 
     a->read_only = true;
-    return after_per_device(target, error);
+    return after_per_device(target, row, error);
 }
 
-static int after_snapshot_memory(void *target, struct error *error)
+static int after_snapshot_memory(void *target, const struct cli_row *row, struct error *error)
 {
     struct arguments *a = target;
 
@@ -92,7 +93,7 @@ static int after_snapshot_memory(void *target, struct error *error)
     return 0;
 }
 
-static int after_detect_zeroes(void *target, struct error *error)
+static int after_detect_zeroes(void *target, const struct cli_row *row, struct error *error)
 {
     const struct arguments *a = target;
 
@@ -103,7 +104,7 @@ static int after_detect_zeroes(void *target, struct error *error)
     return 0;
 }
 
-static int after_trace(void *target, struct error *error)
+static int after_trace(void *target, const struct cli_row *row, struct error *error)
 {
     struct arguments *a = target;
 
@@ -113,7 +114,7 @@ static int after_trace(void *target, struct error *error)
     return 1;
 }
 
-static int after_object(void *target, struct error *error)
+static int after_object(void *target, const struct cli_row *row, struct error *error)
 {
     struct arguments *a = target;
 
@@ -563,7 +564,7 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
     if (err == 0 && ret->action == ACTION_LIST && argc == first + 1 && nbd_uri_is(argv[first]))
         return list_uri_take(ret, argv[first], error);
     if (err == 0 && ret->action == ACTION_LIST && argc > first)
-        return error_set(error, EINVAL, "List mode is incompatible with a file name");
+        return list_uri_refuse(argv[first], error);
     if (err < 0 || ret->action != ACTION_SERVE)
         return err;
     if (ret->partition && strcmp(ret->partition, "list") == 0)

@@ -171,7 +171,9 @@ static int check_oldstyle(const struct arguments *a, struct error *error)
 static int check_list(const struct arguments *a, struct error *error)
 {
     if (a->per_device)
-        return error_set(error, EINVAL, "List mode is incompatible with per-device settings");
+        return error_set(error, EINVAL,
+                         "List mode is incompatible with per-device settings: leave out --%s",
+                         a->per_device);
     if (a->fork)
         return error_set(error, EINVAL, "List mode is incompatible with forking");
     return 0;

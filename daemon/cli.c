@@ -240,7 +240,7 @@ static int apply_row(struct parser *p, const struct cli_row *row, const char *va
     if (ret == 0)
         ret = set_target(p, row, value);
     if (ret == 0 && row->after)
-        ret = row->after(p->target, p->error);
+        ret = row->after(p->target, row, p->error);
     return ret;
 }
 

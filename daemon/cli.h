@@ -59,7 +59,7 @@ struct cli_row {
     unsigned group;
     const char *help;
     /* Called after the target was set; 1 ends parsing there, negative errno with `error` fails. */
-    int (*after)(void *target, struct error *error);
+    int (*after)(void *target, const struct cli_row *row, struct error *error);
 };
 
 /* An option that another program of this command line has, and this one not yet. */

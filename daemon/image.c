@@ -6,6 +6,7 @@
  */
 #include "daemon/image.h"
 
+#include "base/checked.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "base/options.h"
@@ -20,6 +21,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define NAME_SHOWN 200
 
 static const struct cache_flags {
     unsigned flags;
@@ -148,10 +151,10 @@ static int check_disk(const struct arguments *arguments, const struct node *disk
     return 0;
 }
 
-/* Says which image could not be opened, once: what went wrong may name it already. */
+/* Says which image could not be opened, once: what went wrong may begin with its name. */
 static void name_image(const char *image, struct error *error)
 {
-    static const char cannot[] = "cannot open ", failed[] = "Failed to ";
+    static const char cannot[] = "cannot open ";
     const struct error cause = *error;
     const char *told = cause.text;
     char quoted[ERROR_TEXT_MAX];
@@ -161,12 +164,12 @@ static void name_image(const char *image, struct error *error)
     snprintf(quoted, sizeof(quoted), "'%s'", image);
     length = strlen(quoted);
     told += opening ? strlen(cannot) : 0;
-    if (!strncmp(told, quoted, length) && (opening || told[length] == ':'))
-        error_set(error, EINVAL, "Failed to open %s", told);
-    else if (!strstr(told, quoted))
+    if (strncmp(told, quoted, length) != 0)
         error_prefix(error, "Failed to open %s: ", quoted);
-    else if (strncmp(told, failed, strlen(failed)) != 0)
-        error_prefix(error, "Failed to open the image: ");
+    else if (opening || told[length] == ':')
+        error_set(error, EINVAL, "Failed to open %s", told);
+    else
+        error_set(error, EINVAL, "Failed to open %s: it%s", quoted, told + length);
 }
 
 /* Names the option that helps: where scripts stop that had two writers on a raw image, for one. */
@@ -187,9 +190,17 @@ static void hint_at_option(const struct arguments *arguments, int err, struct er
 static int open_options(const struct block_context *context, const struct arguments *arguments,
                         struct node **ret, bool *ret_guessed_raw, struct error *error)
 {
+    const char *image = arguments->image;
     json_t *options;
-    int err = options_parse(arguments->image, "file", &options, error);
+    int err;
 
+    if (!image_name_is_json(image) && image[strcspn(image, "=,")] != '=')
+        return error_set(error, EINVAL,
+                         "Cannot find a node of this name: '%.*s' is not KEY=VALUE, as in "
+                         "driver=raw,file.filename=PATH; the name of an image goes without "
+                         "--image-opts",
+                         (int)min_u64(strcspn(image, ","), NAME_SHOWN), image);
+    err = options_parse(image, "file", &options, error);
     if (err < 0)
         return err;
     err = node_open_options(context, options, arguments->format, open_flags(arguments), ret,

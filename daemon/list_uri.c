@@ -91,3 +91,23 @@ int list_uri_take(struct arguments *arguments, const char *text, struct error *e
         err = take_tls(arguments, error);
     return err < 0 ? err : check(arguments, error);
 }
+
+int list_uri_refuse(const char *text, struct error *error)
+{
+    static const char unix_form[] = "nbd:unix:";
+    char shown[200], hint[300] = "";
+    const char *unix_path =
+        strncmp(text, unix_form, strlen(unix_form)) == 0 ? text + strlen(unix_form) : NULL;
+
+    error_escape(shown, sizeof(shown), text, strlen(text));
+    if (unix_path) {
+        int length = (int)min_u64(strcspn(unix_path, ":"), 100);
+
+        snprintf(hint, sizeof(hint), ", here nbd+unix:///?socket=%.*s, or the option -k %.*s",
+                 length, unix_path, length, unix_path);
+    }
+    return error_set(error, EINVAL,
+                     "List mode is incompatible with a file name, and '%s' is no URI of a server: "
+                     "that is nbd://HOST:PORT or nbd+unix:///?socket=PATH%s",
+                     shown, hint);
+}

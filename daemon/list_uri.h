@@ -11,4 +11,7 @@
  */
 int list_uri_take(struct arguments *arguments, const char *text, struct error *error);
 
+/* What is said of an argument of --list that is no URI: -EINVAL, with `error` set. */
+int list_uri_refuse(const char *text, struct error *error);
+
 #endif

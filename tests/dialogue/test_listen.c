@@ -248,8 +248,7 @@ static void test_tcp_by_name(void **state)
     rig_init(&rig, NULL);
     if (nbd_server_listen_tcp(rig.server, "localhost", port, 5, &error) < 0) {
         rig_fini(&rig);
-        print_message("localhost is not known here: %s\n", error.text);
-        skip();
+        test_skip("localhost is not known here: %s", error.text);
     }
     connect_tcp(&c, port);
     expect_served(&c);

@@ -11,6 +11,7 @@
 #include "base/sanitize.h"
 #include "tests/dialogue/dialogue.h"
 #include "tests/dialogue/transcript.h"
+#include "tests/support/support.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -383,6 +384,8 @@ static void resend(const struct walk *walk, unsigned depth)
 static void descend(struct walk *walk, const struct nbd_handshake *hs, const struct model *model,
                     unsigned depth)
 {
+    if (depth >= ORDER_MAX)
+        test_die("an order has at most %d options", ORDER_MAX);
     for (unsigned i = 0; i < OPTIONS; i++) {
         struct nbd_handshake fork = *hs;
         const struct prediction *p;

@@ -294,7 +294,8 @@ def test_in_the_backing_chain(t):
     same_maps(t, image, "below", "both")
     client_writes(t, image, 1, "-B", "below", "-B", "both")
     equal(digest(base), before, "the backing file")
-    refused(t, image, "-f", "qcow2", "-B", "none", says=["Bitmap 'none' is not found"])
+    refused(t, image, "-f", "qcow2", "-B", "none", says=[
+        "Bitmap 'none' is not found; '.*top.qcow2' and its backing files have: 'both', 'below', 'both'$"])
     refused(t, image, "-f", "qcow2", "-B", "both", "-B", "both", says=["more than once"])
 
 

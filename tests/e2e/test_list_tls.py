@@ -393,8 +393,9 @@ BAD = {
     "no keys": (["--tls-psk=/nowhere"], "Unable to access the pre-shared keys '/nowhere'"),
     "server's": (["--object=tls-creds-anon,id=a,endpoint=server", "--tls-creds=a"],
                  "Expected TLS credentials for a client endpoint"),
-    "mode": (["--tls=require"], "List mode is incompatible with per-device settings"),
-    "verify": (["--tls-verify-peer"], "List mode is incompatible with per-device settings"),
+    "mode": (["--tls=require"], "List mode is incompatible with per-device settings: leave out --tls$"),
+    "verify": (["--tls-verify-peer"],
+               "List mode is incompatible with per-device settings: leave out --tls-verify-peer"),
     "hostname alone": (["--tls-hostname=a"], "--tls-hostname is not permitted without"),
 }
 

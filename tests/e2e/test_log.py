@@ -61,7 +61,7 @@ def test_a_client_that_asks_for_an_unknown_export(t, option):
             except Closed:
                 pass
     told(server, f"client {ME} #1: (refused|closed in the handshake): "
-         r"there is no export 'ot\\x27her\\x0a'$")
+         r"there is no export 'ot\\'her\\x0a'$")
     check("quiet" not in server.log, server.log)
 
 

@@ -17,6 +17,15 @@ int test_run(int (*fn)(void *arg), void *arg);
 /* Aborts with the message; for what a test cannot go on without. */
 __attribute__((noreturn, format(printf, 1, 2))) void test_die(const char *format, ...);
 
+/* Skips the test of cmocka that runs, and says why: a format and its arguments, no full stop. */
+#define test_skip(...)                                                                             \
+    do {                                                                                           \
+        print_message("skipped: ");                                                                \
+        print_message(__VA_ARGS__);                                                                \
+        print_message("\n");                                                                       \
+        skip();                                                                                    \
+    } while (0)
+
 /* A new empty directory below $TMPDIR or /tmp; the path is allocated. */
 char *test_dir_make(void);
 /* Removes the directory with all that is in it, and frees the path. NULL is fine. */

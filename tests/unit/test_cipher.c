@@ -6,6 +6,7 @@
 #include "blockcore/cipher.h"
 
 #include "base/checked.h"
+#include "tests/support/support.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -22,7 +23,7 @@
 static void need_ciphers(void)
 {
     if (!cipher_available())
-        skip();
+        test_skip("this build is without ciphers (nettle)");
 }
 
 static void from_hex(const char *hex, uint8_t *out)

@@ -309,7 +309,7 @@ static const struct bad_row bad_rows[] = {
     {"a byte that is no character", {"-\xff", "disk"}, "invalid option -- '\\xff'", true},
     {"ambiguous prefix",
      {"--s=x", "disk"},
-     "option '--s=x' is ambiguous; possibilities: '--socket' '--shared'",
+     "option '--s=x' is ambiguous; possibilities: '--socket' '--selinux-label' '--shared'",
      true},
     {"another ambiguous prefix",
      {"--bi=x", "disk"},
@@ -342,6 +342,18 @@ static const struct bad_row bad_rows[] = {
     {"JSON without a list",
      {"--json", "disk"},
      "JSON output is only supported with export list",
+     false},
+    {"a list and what names the option",
+     {"-L", "-v", "-n", "-x", "n"},
+     PER_DEVICE ": leave out --nocache",
+     false},
+    {"a list and a socket as QEMU once named it",
+     {"-L", "nbd:unix:/run/s:exportname=x"},
+     "List mode is incompatible with a file name, and 'nbd:unix:/run/s:exportname=x' is no URI of "
+     "a "
+     "server: that is nbd://HOST:PORT or nbd+unix:///?socket=PATH, here "
+     "nbd+unix:///?socket=/run/s, or "
+     "the option -k /run/s",
      false},
     {"a list and name", {"-L", "-x", "n"}, PER_DEVICE, false},
     {"a list and an empty name", {"-L", "-x", ""}, PER_DEVICE, false},

@@ -11,6 +11,7 @@
 #include "blockcore/luks.h"
 #include "tests/support/fault.h"
 #include "tests/support/qcow2_stage.h"
+#include "tests/support/support.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -181,7 +182,7 @@ static int run_stage(void *arg)
 static void start(void)
 {
     if (!cipher_available())
-        skip();
+        test_skip("this build is without ciphers (nettle)");
     sim_disk_install(&(struct sim_disk_config){
         .seed = test_seed(), .short_percent = 10, .eintr_percent = 5, .uncached_percent = 40});
     secret_store_init(&secrets);

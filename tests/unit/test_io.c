@@ -10,6 +10,7 @@
 #include "tests/support/fault.h"
 #include "tests/support/io_fixture.h"
 #include "tests/support/sim_engine.h"
+#include "tests/support/support.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -41,7 +42,7 @@ static int teardown(void **state)
 static void check_result(int r)
 {
     if (r == -ENOSYS || r == -EINVAL)
-        skip();
+        test_skip("the engine or O_DIRECT is not to be had here: %s", strerror(-r));
     assert_int_equal(r, 0);
 }
 
@@ -261,7 +262,7 @@ static void hit_each(struct io_fixture *f, struct fault_plan plan)
     } while (fired);
     fault_remove();
     if (r == -ENOSYS)
-        skip();
+        test_skip("the engine is not to be had here");
     assert_true(plan.nth > 2);
     assert_true(io_fixture_matches(f));
 }

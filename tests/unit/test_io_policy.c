@@ -12,6 +12,7 @@
 #include "tests/support/sim_clock.h"
 #include "tests/support/sim_disk.h"
 #include "tests/support/sim_engine.h"
+#include "tests/support/support.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -47,7 +48,7 @@ static int teardown(void **state)
 static void check_result(int r)
 {
     if (r == -ENOSYS || r == -EINVAL)
-        skip();
+        test_skip("the engine or O_DIRECT is not to be had here: %s", strerror(-r));
     assert_int_equal(r, 0);
 }
 
@@ -366,7 +367,7 @@ static void test_uring_forbidden(void **state)
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFEXITED(status));
     if (WEXITSTATUS(status) == CHILD_CANNOT_FORBID)
-        skip();
+        test_skip("io_uring cannot be forbidden to a process here");
     assert_int_equal(WEXITSTATUS(status), CHILD_FINE);
 }
 
@@ -387,7 +388,7 @@ static void test_uring_after_fork(void **state)
     assert_int_equal(reactor_init(&error), 0);
     if (io_fixture_open(f, 0) < 0) {
         reactor_fini();
-        skip();
+        test_skip("io_uring is not to be had here");
     }
     child = fork();
     assert_true(child >= 0);

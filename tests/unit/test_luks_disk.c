@@ -4,6 +4,7 @@
 
 #include "base/bytes.h"
 #include "base/checked.h"
+#include "tests/support/support.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -35,7 +36,7 @@ static struct luks_header sound_header(void)
 static void need_ciphers(void)
 {
     if (!cipher_available())
-        skip();
+        test_skip("this build is without ciphers (nettle)");
 }
 
 static void test_layout(void **state)

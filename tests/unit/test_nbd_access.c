@@ -270,7 +270,7 @@ static void test_describe(void **state)
     assert_string_equal(nbd_identity_describe(&mapped, text, sizeof(text)),
                         "address 192.0.2.1, no TLS identity");
     assert_string_equal(nbd_identity_describe(&certificate, text, sizeof(text)),
-                        "address 192.0.2.1, certificate 'CN=\\x27x'");
+                        "address 192.0.2.1, certificate 'CN=\\'x'");
     assert_string_equal(nbd_identity_describe(&unknown, text, sizeof(text)),
                         "of unknown origin, no TLS identity");
     assert_int_equal(strlen(nbd_identity_describe(&certificate, text, 5)), 4);

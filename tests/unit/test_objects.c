@@ -4,6 +4,7 @@
 
 #include "base/checked.h"
 #include "config.h"
+#include "tests/support/support.h"
 #include "tls/authz.h"
 
 #include <errno.h>
@@ -80,7 +81,7 @@ static void test_order(void **state)
     struct objects *objects;
 
 #ifndef HAVE_GNUTLS
-    skip();
+    test_skip("this build is without GnuTLS, which decrypts secrets");
 #endif
     objects = MAKE("authz-simple,id=z,identity=x",
                    "secret,id=a,format=base64,data=olv6sA0xpASqo/PxLkTQ9w==,keyid=k," IV, KEY);

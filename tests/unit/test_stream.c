@@ -4,6 +4,7 @@
 
 #include "base/sys.h"
 #include "tests/support/fault.h"
+#include "tests/support/support.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -292,7 +293,7 @@ static void tcp_does_not_wait_for_more_by_itself(void **state)
     (void)state;
     fd = tcp_connection(&peer);
     if (fd < 0)
-        skip();
+        test_skip("no TCP connection can be made on this machine");
     stream = stream_socket_new(fd);
     assert_non_null(stream);
     assert_int_equal(getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &nodelay, &length), 0);
