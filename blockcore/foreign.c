@@ -9,6 +9,7 @@
 #include "base/checked.h"
 
 #include <string.h>
+#include <strings.h>
 
 static const struct {
     const char *name;
@@ -29,6 +30,56 @@ static const struct {
     {"cloop", {0, 23, "#!/bin/sh\n#V2.0 Format\n"}},
 };
 
+static const uint8_t *skip_blanks(const uint8_t *p, const uint8_t *end)
+{
+    while (p < end && (*p == ' ' || *p == '\t'))
+        p++;
+    return p;
+}
+
+/* "version=N", with blanks or without, and whatever N is: readers differ. */
+static bool is_version(const uint8_t *p, const uint8_t *end)
+{
+    static const char word[] = "version";
+    const uint8_t *digits;
+
+    if (!range_within(0, strlen(word), (uint64_t)(end - p)) ||
+        strncasecmp((const char *)p, word, strlen(word)) != 0)
+        return false;
+    p = skip_blanks(p + strlen(word), end);
+    if (p == end || *p != '=')
+        return false;
+    digits = p = skip_blanks(p + 1, end);
+    while (p < end && *p >= '0' && *p <= '9')
+        p++;
+    if (p == digits)
+        return false;
+    p = skip_blanks(p, end);
+    return p == end || *p == '\n' || *p == '\r' || *p == '\0';
+}
+
+/*
+ * The descriptor of a VMDK image is a text, which needs no magic: its version is the first line
+ * that is neither a comment nor blank.
+ */
+static bool is_vmdk_text(const struct probe *probe)
+{
+    const uint8_t *p = probe->data, *end = p + probe->length;
+
+    while (p < end) {
+        p = skip_blanks(p, end);
+        if (p < end && *p == '#') {
+            p = memchr(p, '\n', (size_t)(end - p));
+            if (!p)
+                return false;
+        }
+        if (p == end || (*p != '\n' && *p != '\r'))
+            return is_version(p, end);
+        p++;
+    }
+    return false;
+}
+
 const char *foreign_format(const struct probe *probe)
 {
     for (size_t i = 0; i < ARRAY_SIZE(formats); i++) {
@@ -38,5 +89,5 @@ const char *foreign_format(const struct probe *probe)
             memcmp(probe->data + m->offset, m->bytes, m->length) == 0)
             return formats[i].name;
     }
-    return NULL;
+    return is_vmdk_text(probe) ? "vmdk" : NULL;
 }

@@ -291,11 +291,11 @@ static int find_partition(const struct arguments *arguments, struct node *disk,
 }
 
 int image_open(const struct block_context *context, const struct arguments *arguments,
-               struct node **ret, bool *ret_guessed_raw, struct error *error)
+               struct node **ret, struct image_place *ret_place, struct error *error)
 {
     struct node_window window = {.offset = arguments->offset, .size = NODE_WINDOW_REST};
     struct node *disk;
-    int err = image_open_disk(context, arguments, &disk, ret_guessed_raw, error);
+    int err = image_open_disk(context, arguments, &disk, &ret_place->guessed_raw, error);
 
     if (err < 0)
         return err;
@@ -308,6 +308,8 @@ int image_open(const struct block_context *context, const struct arguments *argu
             return err;
         }
     }
+    ret_place->disk = disk;
+    ret_place->offset = window.offset;
     if (err == 0 && window.offset > 0)
         err = node_open_window(context, disk, &window, &disk, error);
     if (err < 0) {

@@ -13,12 +13,19 @@ struct block_context image_context(const struct arguments *arguments,
 /* Whether writes go to a temporary image instead of the one that was named. */
 bool image_has_overlay(const struct arguments *arguments);
 
+/* Where what was opened is in the image. */
+struct image_place {
+    struct node *disk; /* all of the image, which is open as long as the part is */
+    uint64_t offset;   /* bytes of it before the part */
+    bool guessed_raw;  /* no format was given and none was recognized */
+};
+
 /*
- * Opens the image, and of it what --offset or --partition ask for.  *ret_guessed_raw: no format was
- * given and none was recognized.  In a coroutine.  The caller drops *ret with node_unref().
+ * Opens the image, and of it what --offset or --partition ask for.  In a coroutine.  The caller
+ * drops *ret with node_unref().
  */
 int image_open(const struct block_context *context, const struct arguments *arguments,
-               struct node **ret, bool *ret_guessed_raw, struct error *error);
+               struct node **ret, struct image_place *ret_place, struct error *error);
 
 /* The same, but the whole disk. ret_guessed_raw may be NULL. */
 int image_open_disk(const struct block_context *context, const struct arguments *arguments,

@@ -43,7 +43,7 @@ struct serve {
 
     struct block_context context;
     struct node *node;
-    bool guessed_raw;
+    struct image_place place;
     struct security security;
     struct nbd_exports exports;
     struct nbd_export *nbd_export;
@@ -152,7 +152,7 @@ static int open_export(void *arg)
     struct serve *serve = arg;
     const struct arguments *a = serve->arguments;
     struct nbd_export *e;
-    int err = image_open(&serve->context, a, &serve->node, &serve->guessed_raw, serve->error);
+    int err = image_open(&serve->context, a, &serve->node, &serve->place, serve->error);
 
     if (err < 0)
         return err;
@@ -163,9 +163,10 @@ static int open_export(void *arg)
         return error_set(serve->error, ENOMEM, "Could not make the export: out of memory");
     set_detect_zeroes(e, a);
     e->write_through = image_write_through(a);
-    /* Of a part of the disk, the first block of the export is not where a format is looked for. */
-    e->protect_header =
-        serve->guessed_raw && a->offset == 0 && !a->partition && !image_has_overlay(a);
+    if (serve->place.guessed_raw && !image_has_overlay(a)) {
+        e->header_node = serve->place.disk;
+        e->header_offset = serve->place.offset;
+    }
     e->probe_drivers = block_drivers;
     e->access = &serve->security.access;
     list_append(&serve->exports.list, &e->link);
@@ -205,7 +206,8 @@ static int in_coroutine(struct serve *serve, int (*fn)(void *arg))
 
 static void warn_about_probing(const struct serve *serve)
 {
-    if (!serve->guessed_raw || serve->arguments->read_only || image_has_overlay(serve->arguments))
+    if (!serve->place.guessed_raw || serve->arguments->read_only ||
+        image_has_overlay(serve->arguments))
         return;
     log_warning("WARNING: Image format was not specified for '%s' and probing guessed raw.",
                 serve->arguments->image);

@@ -121,16 +121,17 @@ static int run_change(struct nbd_job *job)
 /* What the first bytes of the disk would be after the job's change. 0 or negative errno. */
 static int preview(const struct nbd_job *job, uint8_t *bytes, size_t size)
 {
-    const struct nbd_request *request = &job->request;
-    size_t n = min_u64(request->length, size - request->offset);
-    int r = block_read(job->connection->nbd_export->node, bytes, size, 0);
+    const struct nbd_export *e = job->connection->nbd_export;
+    uint64_t at = e->header_offset + job->request.offset;
+    size_t n = min_u64(job->request.length, size - at);
+    int r = block_read(e->header_node, bytes, size, 0);
 
     if (r < 0)
         return r;
     if (job->buffer)
-        memcpy(bytes + request->offset, job->buffer, n);
+        memcpy(bytes + at, job->buffer, n);
     else
-        memset(bytes + request->offset, 0, n);
+        memset(bytes + at, 0, n);
     return 0;
 }
 
@@ -138,9 +139,9 @@ static int preview(const struct nbd_job *job, uint8_t *bytes, size_t size)
 static int check_header(const struct nbd_job *job)
 {
     const struct nbd_export *e = job->connection->nbd_export;
-    size_t size = min_u64(PROBE_BYTES, e->size);
+    size_t size = min_u64(PROBE_BYTES, e->header_node->size);
     uint8_t *bytes = buffer_get(PROBE_BYTES);
-    struct probe probe = {.data = bytes, .length = size, .file_size = e->size};
+    struct probe probe = {.data = bytes, .length = size, .file_size = e->header_node->size};
     int r;
 
     if (!bytes)
@@ -181,7 +182,7 @@ int nbd_command_run(struct nbd_job *job)
     case NBD_CMD_CACHE:
         return in_pieces(job, min_u64(request->length, NBD_CACHE_AT_ONCE), prefetch_piece, 0);
     default:
-        if (e->protect_header && e->probe_drivers && request->offset < PROBE_BYTES)
+        if (e->header_node && e->header_offset + request->offset < PROBE_BYTES)
             return run_protected(job);
         return run_change(job);
     }

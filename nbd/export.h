@@ -28,13 +28,18 @@ struct nbd_export {
     bool detect_zeroes;       /* writes of zeroes become zeroing */
     bool detect_zeroes_unmap; /* ... and may unmap */
     bool write_through;       /* every write is followed by a flush */
-    bool protect_header;      /* guessed raw: block 0 must not start to look like a format */
-    const struct driver *const *probe_drivers; /* for protect_header */
-    struct co_mutex header_mutex;    /* protect_header: one write to the probed bytes at a time */
-    const struct nbd_access *access; /* who may use it, the caller's; NULL: everybody */
-    unsigned clients_max;            /* at a time; further ones are refused; 0: no limit */
-    unsigned clients;                /* in transmission, counted by the server */
-    bool allocation_depth;           /* offers the context qemu:allocation-depth */
+    /*
+     * Guessed raw: the disk whose first bytes must not start to look like a format, which is `node`
+     * or what `node` is a part of; NULL: they may.
+     */
+    struct node *header_node;
+    uint64_t header_offset;                    /* where `node` begins in it */
+    const struct driver *const *probe_drivers; /* the formats, for header_node */
+    struct co_mutex header_mutex;              /* one write to the probed bytes at a time */
+    const struct nbd_access *access;           /* who may use it, the caller's; NULL: everybody */
+    unsigned clients_max;  /* at a time; further ones are refused; 0: no limit */
+    unsigned clients;      /* in transmission, counted by the server */
+    bool allocation_depth; /* offers the context qemu:allocation-depth */
     unsigned bitmap_count;
     struct block_bitmap *bitmaps[NBD_EXPORT_BITMAPS_MAX]; /* the node's, offered as contexts */
 };

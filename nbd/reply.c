@@ -190,7 +190,7 @@ static uint32_t explain(const struct nbd_connection *c, const struct nbd_request
         snprintf(text, TEXT_MAX, "zeroing this part of export '%s' would not be fast", name);
         return NBD_ENOTSUP;
     }
-    if (err == -EPERM && c->nbd_export->protect_header)
+    if (err == -EPERM && c->nbd_export->header_node)
         snprintf(text, TEXT_MAX,
                  "export '%s' was opened without a format: its first bytes must not become the "
                  "header of an image format",

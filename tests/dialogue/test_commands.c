@@ -358,7 +358,7 @@ static void test_protected_header(void **state)
 
     rig_init(&rig, NULL);
     client_enter(&c, &rig);
-    rig.nbd_export->protect_header = true;
+    rig.nbd_export->header_node = rig.nbd_export->node;
     rig.nbd_export->probe_drivers = ram_drivers;
     /* The magic is at 512: in one write, and in two halves that only together are it. */
     message_request(&m, &(struct nbd_request){
@@ -408,7 +408,7 @@ static void test_protected_header_race(void **state)
 
     rig_init(&rig, NULL);
     client_enter(&c, &rig);
-    rig.nbd_export->protect_header = true;
+    rig.nbd_export->header_node = rig.nbd_export->node;
     rig.nbd_export->probe_drivers = ram_drivers;
     rig.disk.slow = true;
     for (int i = 0; i < 2; i++) {

@@ -75,7 +75,7 @@ static int open_export(void *arg)
     s->node = ram_disk_open(&s->disk, flags);
     s->nbd_export = nbd_export_new("disk", "text", s->node, s->traits & READ_ONLY, true);
     require(s->nbd_export);
-    s->nbd_export->protect_header = s->traits & PROTECTED;
+    s->nbd_export->header_node = s->traits & PROTECTED ? s->nbd_export->node : NULL;
     s->nbd_export->probe_drivers = ram_drivers;
     s->nbd_export->detect_zeroes = s->traits & ZEROES;
     s->nbd_export->allocation_depth = s->more & DEPTH;

@@ -227,6 +227,47 @@ static void test_foreign_formats(void **state)
     }
 }
 
+/* Texts whose first line is a version are VMDK descriptors; all others are not. */
+static void test_vmdk_texts(void **state)
+{
+    static const struct {
+        const char *text;
+        bool vmdk;
+    } rows[] = {
+        {"version=1\n", true},
+        {"version=3\r\n", true},
+        {"version=2", true},
+        {"# a comment\nversion=1\n", true},
+        {"# a comment\r\n\r\n  \r\n\t\n#\nversion=1\r\nCID=1\n", true},
+        {"\n\nversion=1\n", true},
+        {" version = 12 \n", true},
+        {"Version=1\n", true},
+        {"#\n # more\nversion=1\n", true},
+        {"versio", false},
+        {"version", false},
+        {"version=", false},
+        {"version=\n", false},
+        {"version=one\n", false},
+        {"version=1x\n", false},
+        {"version 1\n", false},
+        {"versions=1\n", false},
+        {"CID=1\nversion=1\n", false},
+        {"# version=1", false},
+        {"# version=1\n", false},
+        {"#version=1\nx\nversion=1\n", false},
+        {"\n \r\n", false},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+        put("text", rows[i].text);
+        if (rows[i].vmdk)
+            assert_error(open_image("text", NULL, NODE_WRITABLE), ENOTSUP,
+                         "looks like a vmdk image");
+        else
+            assert_true(open_image("text", NULL, NODE_WRITABLE).guessed_raw);
+    }
+}
+
 static void test_what_is_no_image(void **state)
 {
     char *fifo = test_path(dir, "fifo");
@@ -522,7 +563,8 @@ int main(void)
         TEST(test_raw_and_probing), TEST(test_what_is_no_image), TEST(test_cycles),
         TEST(test_depth),           TEST(test_backing_policy),   TEST(test_relative_names),
         TEST(test_trees),           TEST(test_nesting),          TEST(test_locks),
-        TEST(test_foreign_formats), TEST(test_window),           TEST(test_children),
+        TEST(test_foreign_formats), TEST(test_vmdk_texts),       TEST(test_window),
+        TEST(test_children),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
