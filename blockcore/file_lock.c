@@ -3,9 +3,13 @@
  * Image locks.  All that is held are read locks, so holders never block each other by holding; who
  * comes first locks its own bytes and then asks whether a write lock on the bytes that matter would
  * be refused.  Two who come at once may both fail, but never both win.
+ *
+ * The locks of a process that was killed last until the kernel has ended its I/O: who is refused
+ * tries again for a moment.
  */
 #include "blockcore/file_lock.h"
 
+#include "base/reactor.h"
 #include "base/sys.h"
 #include "blockcore/node.h"
 
@@ -14,6 +18,9 @@
 
 #define LOCK_PERM_BASE 100
 #define LOCK_UNSHARED_BASE 200
+
+#define RETRIES 20
+#define RETRY_NS INT64_C(10000000)
 
 static const struct {
     unsigned perm;
@@ -91,7 +98,7 @@ static int test_locks(int fd, unsigned perm, unsigned shared, const char *name, 
     return 0;
 }
 
-int file_lock(int fd, unsigned perm, unsigned shared, const char *name, struct error *error)
+static int try_lock(int fd, unsigned perm, unsigned shared, const char *name, struct error *error)
 {
     int err = set_locks(fd, F_RDLCK, perm, shared);
 
@@ -104,5 +111,17 @@ int file_lock(int fd, unsigned perm, unsigned shared, const char *name, struct e
         err = test_locks(fd, perm, shared, name, error);
     if (err < 0)
         set_locks(fd, F_UNLCK, perm, shared);
+    return err;
+}
+
+int file_lock(int fd, unsigned perm, unsigned shared, const char *name, struct error *error)
+{
+    int err = try_lock(fd, perm, shared, name, error);
+
+    /* In between nothing is held, or two who come at once would fail both. */
+    for (unsigned i = 0; i < RETRIES && err == -EAGAIN; i++) {
+        co_sleep(RETRY_NS);
+        err = try_lock(fd, perm, shared, name, error);
+    }
     return err;
 }

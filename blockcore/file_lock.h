@@ -10,8 +10,8 @@
 
 /*
  * Takes the locks for `perm` and `shared` (PERM_*) on `fd`, for as long as the descriptor is open.
- * `name` is for the message.  Returns 0, -EAGAIN when another process stands against it, or another
- * negative errno; then no lock is held.
+ * `name` is for the message.  Returns 0, -EAGAIN when another process stands against it, for a
+ * fifth of a second, or another negative errno; then no lock is held.  In a coroutine.
  */
 int file_lock(int fd, unsigned perm, unsigned shared, const char *name, struct error *error);
 

@@ -5,6 +5,8 @@
  * line: "LINK format name".  Another one shows what is in a further child: "PAIR name".
  */
 #include "base/buffer.h"
+#include "base/reactor.h"
+#include "base/sys.h"
 #include "blockcore/block.h"
 #include "blockcore/drivers.h"
 #include "tests/support/sim_engine.h"
@@ -523,6 +525,40 @@ static void test_locks(void **state)
     assert_int_equal(open_two("link", 0, NODE_WRITABLE), -EAGAIN);
 }
 
+/* What a process has that was killed: a lock that goes away by itself. */
+struct dying {
+    struct reactor_timer timer;
+    int fd;
+};
+
+static void let_go(struct reactor_timer *timer)
+{
+    struct dying *dying = container_of(timer, struct dying, timer);
+
+    assert_int_equal(sys->close(dying->fd), 0);
+}
+
+static int run_dying(void *arg)
+{
+    struct dying dying = {.fd = sys->openat(AT_FDCWD, "image", O_RDWR | O_CLOEXEC, 0)};
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 201, .l_len = 1};
+    struct node *node;
+
+    assert_true(dying.fd >= 0);
+    assert_int_equal(sys->fcntl_lock(dying.fd, F_OFD_SETLK, &lock), 0);
+    reactor_timer_start(&dying.timer, 20000000, let_go);
+    assert_int_equal(
+        node_open_image(&context, "image", "raw", NULL, NODE_WRITABLE, &node, NULL, &last), 0);
+    node_unref(node);
+    return 0;
+}
+
+static void test_lock_of_a_dying_process(void **state)
+{
+    put("image", "hello");
+    assert_int_equal(test_run(run_dying, NULL), 0);
+}
+
 static int run_window(void *arg)
 {
     const struct node_window past = {6, NODE_WINDOW_REST, false};
@@ -560,11 +596,13 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_raw_and_probing), TEST(test_what_is_no_image), TEST(test_cycles),
-        TEST(test_depth),           TEST(test_backing_policy),   TEST(test_relative_names),
-        TEST(test_trees),           TEST(test_nesting),          TEST(test_locks),
-        TEST(test_foreign_formats), TEST(test_vmdk_texts),       TEST(test_window),
-        TEST(test_children),
+        TEST(test_raw_and_probing), TEST(test_what_is_no_image),
+        TEST(test_cycles),          TEST(test_depth),
+        TEST(test_backing_policy),  TEST(test_relative_names),
+        TEST(test_trees),           TEST(test_nesting),
+        TEST(test_locks),           TEST(test_lock_of_a_dying_process),
+        TEST(test_foreign_formats), TEST(test_vmdk_texts),
+        TEST(test_window),          TEST(test_children),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
