@@ -3,8 +3,8 @@
 #ifndef EVNBD_DAEMON_ARGUMENTS_H
 #define EVNBD_DAEMON_ARGUMENTS_H
 
+#include "base/nbd_uri.h"
 #include "daemon/cli.h"
-#include "nbd/uri.h"
 
 enum arguments_action {
     ACTION_SERVE,

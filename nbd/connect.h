@@ -4,17 +4,12 @@
 #define EVNBD_NBD_CONNECT_H
 
 #include "base/error.h"
+#include "base/nbd_uri.h"
 
 #include <stddef.h>
 #include <stdint.h>
 
 struct stream;
-
-struct nbd_address {
-    const char *socket; /* path of a Unix socket; NULL: TCP */
-    const char *host;   /* name or address; NULL: this machine */
-    const char *port;   /* number or service name */
-};
 
 /* Enough for any address in a message; longer ones are cut. */
 #define NBD_ADDRESS_TEXT_MAX 300

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* URIs of servers: what they say, and what is wrong with those that are refused. */
-#include "nbd/uri.h"
+#include "base/nbd_uri.h"
 
 #include "base/checked.h"
 

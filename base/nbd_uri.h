@@ -6,15 +6,20 @@
  *   nbd+unix://[USER@]/[EXPORT]?socket=PATH      nbds+unix: the same over TLS
  *
  * with tls-certificates=DIR, tls-psk-file=FILE and tls-hostname=NAME behind the question mark.
- * Pure: nothing is looked up.
+ * Pure: nothing is looked up.  For the client in nbd/ and for the block driver of remote disks.
  */
-#ifndef EVNBD_NBD_URI_H
-#define EVNBD_NBD_URI_H
+#ifndef EVNBD_BASE_NBD_URI_H
+#define EVNBD_BASE_NBD_URI_H
 
 #include "base/error.h"
-#include "nbd/connect.h"
 
 #include <stdbool.h>
+
+struct nbd_address {
+    const char *socket; /* path of a Unix socket; NULL: TCP */
+    const char *host;   /* name or address; NULL: this machine */
+    const char *port;   /* number or service name */
+};
 
 /* The strings are in `storage`, decoded; what the URI does not say is NULL. */
 struct nbd_uri {

@@ -3,7 +3,7 @@
  * URIs of servers (RFC 3986 for the syntax).  The text is cut into pieces in a copy, and only then
  * each piece is decoded, so that an encoded delimiter is none.
  */
-#include "nbd/uri.h"
+#include "base/nbd_uri.h"
 
 #include "base/checked.h"
 
