@@ -119,6 +119,8 @@ struct driver {
     size_t state_size; /* bytes of zeroed driver state that the core allocates */
     const struct magic
         *magics; /* any of them makes it a candidate; length 0 ends; NULL: never probed */
+    /* Protocols of other machines: how names begin that are theirs ("nbd:"); NULL ends. */
+    const char *const *names;
     const struct option_row *options; /* for options_take on the node's tree; also the help text */
 
     /* Refines the magic: whether it is really this format. NULL: the magic is enough. */
@@ -130,6 +132,11 @@ struct driver {
     int (*open)(struct node *node, struct node_open *open, struct error *error);
     /* Frees what open made. The core has flushed before, and closes the children after. */
     void (*close)(struct node *node);
+    /*
+     * The program ends: nothing waits for a server any longer that is away, and what a server has
+     * not answered in some seconds fails.  On the loop's stack. NULL: nothing waits for ever.
+     */
+    void (*stop)(struct node *node);
 
     /*
      * Fills ret for a first part of [offset, offset + length), ret->length <= length.  When there
@@ -162,7 +169,10 @@ struct driver {
     /* Advice: the range is not needed. What it reads as afterwards is the driver's choice of old,
      * zero. */
     int (*discard)(struct node *node, uint64_t offset, uint64_t length);
-    /* Formats: writes metadata to the children, in order. Protocols: makes writes durable. */
+    /*
+     * Formats: writes metadata to the children, in order.  Protocols: makes writes durable; any
+     * error is final for the node but -ENOTCONN, which is told when nobody could be asked.
+     */
     int (*flush)(struct node *node);
     /*
      * Protocols: makes storage for the range, whose contents stay, so that writing there will not
@@ -210,6 +220,8 @@ struct driver {
      * preadv needs it for reads on the loop's stack.
      */
     int (*preadv_nowait)(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset);
+    /* Has the bytes brought where reading is fast; NULL: by reading them. */
+    int (*prefetch)(struct node *node, uint64_t offset, uint64_t length);
     /* The descriptor to send from without copying, or negative errno. */
     int (*descriptor)(struct node *node);
 

@@ -65,6 +65,17 @@ void node_unref(struct node *node)
     }
 }
 
+void node_stop(struct node *node)
+{
+    for (; node; node = node->backing) {
+        if (node->driver->stop)
+            node->driver->stop(node);
+        node_stop(node->file);
+        for (size_t i = 0; i < node->children_count; i++)
+            node_stop(node->children[i]);
+    }
+}
+
 bool node_writable(const struct node *node)
 {
     return node->flags & NODE_WRITABLE;
@@ -80,6 +91,17 @@ const struct driver *driver_find(const struct driver *const *drivers, const char
     for (; *drivers; drivers++) {
         if (strcmp((*drivers)->name, name) == 0)
             return *drivers;
+    }
+    return NULL;
+}
+
+const struct driver *driver_of_name(const struct driver *const *drivers, const char *name)
+{
+    for (; *drivers; drivers++) {
+        for (const char *const *it = (*drivers)->names; it && *it; it++) {
+            if (strncmp(name, *it, strlen(*it)) == 0)
+                return *drivers;
+        }
     }
     return NULL;
 }

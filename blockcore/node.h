@@ -45,11 +45,28 @@ enum node_detect_zeroes {
     NODE_DETECT_ZEROES_UNMAP,
 };
 
+enum block_tls_kind { BLOCK_TLS_X509, BLOCK_TLS_PSK, BLOCK_TLS_ANON };
+
+/* TLS credentials of a client, as an object describes them. */
+struct block_tls {
+    enum block_tls_kind kind;
+    const char *dir;      /* of the files; NULL for ANON */
+    const char *username; /* PSK; NULL: the default */
+    bool verify_peer;
+    bool has_priority, has_key_password;
+};
+
 /* What a set of nodes is opened with. Owned by the caller; outlives the nodes. */
 struct block_context {
     const struct driver *const *drivers; /* NULL-terminated */
     const struct io_engine *engine;      /* NULL: the best there is */
     const struct secret_store *secrets;  /* what options like key-secret name; NULL: none */
+    /*
+     * What tls-creds names: fills *ret, whose strings outlive the nodes; -ENOENT or -EINVAL with a
+     * sentence.  NULL: there are none.
+     */
+    int (*find_tls)(void *arg, const char *id, struct block_tls *ret, struct error *error);
+    void *find_tls_arg;
 };
 
 /* Permissions on a file, as image locking shares them with other programs. */
@@ -235,12 +252,17 @@ struct node *node_ref(struct node *node);
  * fine. */
 void node_unref(struct node *node);
 
+/* The program ends: no request to the node, or to one below it, waits for a server any longer. */
+void node_stop(struct node *node);
+
 bool node_writable(const struct node *node);
 /* What messages call the node: its file's name, escaped. Valid until the node is closed. */
 const char *node_name(const struct node *node);
 
 /* The driver of that name in the list, or NULL. */
 const struct driver *driver_find(const struct driver *const *drivers, const char *name);
+/* The driver whose disks have names like this ("nbd://host/"); NULL: it is a path. */
+const struct driver *driver_of_name(const struct driver *const *drivers, const char *name);
 /* The format that the first bytes show; NULL: none (raw). */
 const struct driver *driver_probe(const struct driver *const *drivers, const struct probe *probe);
 /* Whether the first bytes show an image format, be it one that no driver here opens. */

@@ -56,14 +56,31 @@ static const char *protocol_for(const char *filename)
     return name;
 }
 
-json_t *open_file_tree(const char *filename)
+static json_t *tree_for(const char *driver, const char *filename)
 {
-    json_t *tree = json_pack("{s:s}", "driver", protocol_for(filename));
+    json_t *tree = json_pack("{s:s}", "driver", driver);
 
     if (tree && json_object_set_new(tree, "filename", json_string_nocheck(filename)) == 0)
         return tree;
     json_decref(tree);
     return NULL;
+}
+
+json_t *open_file_tree(const char *filename)
+{
+    return tree_for(protocol_for(filename), filename);
+}
+
+static const char *driver_name_for(const struct driver *const *drivers, const char *name)
+{
+    const struct driver *driver = driver_of_name(drivers, name);
+
+    return driver ? driver->name : protocol_for(name);
+}
+
+json_t *open_name_tree(const struct driver *const *drivers, const char *name)
+{
+    return tree_for(driver_name_for(drivers, name), name);
 }
 
 static int find_driver(const struct node_open *open, const struct driver **ret, struct error *error)
@@ -76,7 +93,8 @@ static int find_driver(const struct node_open *open, const struct driver **ret, 
         return err;
     if (!name && !filename)
         return error_set(error, EINVAL, "the options of a node name no 'driver'");
-    *ret = driver_find(open->context->drivers, name ? name : protocol_for(filename));
+    *ret = driver_find(open->context->drivers,
+                       name ? name : driver_name_for(open->context->drivers, filename));
     if (!*ret)
         err = open_unknown_driver(open->context->drivers, name ? name : driver_file.name, false,
                                   error);
@@ -240,7 +258,10 @@ static int open_chain(struct node *node, struct node_open *open, struct error *e
     return 0;
 }
 
-/* open->options stays the caller's; a copy is taken apart. */
+/*
+ * open->options stays the caller's; a copy is taken apart.  The reference of a given file is taken,
+ * also on failure.
+ */
 static int open_tree(const struct node_open *request, struct node **ret, struct error *error)
 {
     struct node_open open = *request;
@@ -248,10 +269,9 @@ static int open_tree(const struct node_open *request, struct node **ret, struct 
     int err;
 
     open.options = json_deep_copy(request->options);
-    if (!open.options)
-        return out_of_memory(error);
-    err = open_one(&open, &node, error);
+    err = open.options ? open_one(&open, &node, error) : out_of_memory(error);
     json_decref(open.options);
+    node_unref(open.given_file); /* not taken when the driver failed before */
     if (err < 0) {
         json_decref(open.backing);
         return err;
@@ -282,18 +302,14 @@ int node_open_tree(const struct block_context *context, json_t *tree, unsigned f
 static int open_above(const struct block_context *context, json_t *tree, struct node *file,
                       unsigned flags, struct node **ret, struct error *error)
 {
-    struct node_open open = {
+    const struct node_open open = {
         .context = context,
-        .options = tree ? json_deep_copy(tree) : NULL,
+        .options = tree,
         .flags = flags,
         .given_file = file,
     };
-    int err = open.options ? open_one(&open, ret, error) : out_of_memory(error);
 
-    json_decref(open.options);
-    json_decref(open.backing);
-    node_unref(open.given_file); /* not taken when the driver failed before */
-    return err;
+    return open_tree(&open, ret, error);
 }
 
 int node_open_above(const struct block_context *context, json_t *tree, struct node *file,
@@ -379,7 +395,7 @@ static int take_file_tree(struct node_open *open, json_t **ret, struct error *er
         return err;
     if (!filename)
         return error_set(error, EINVAL, "a node of a format needs 'file', the node it is kept in");
-    *ret = open_file_tree(filename);
+    *ret = open_name_tree(open->context->drivers, filename);
     free(filename);
     return *ret ? 0 : out_of_memory(error);
 }
@@ -435,7 +451,7 @@ static int take_child_tree(struct node *node, struct node_open *open, const char
                 : path_named_by(node, what, name, length, &path, error);
     if (err < 0)
         return err;
-    *ret = open_file_tree(path);
+    *ret = given ? open_name_tree(open->context->drivers, path) : open_file_tree(path);
     free(path);
     return *ret ? 0 : out_of_memory(error);
 }

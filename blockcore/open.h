@@ -15,6 +15,9 @@ static inline int out_of_memory(struct error *error)
 /* A tree for the file at a path, which may be any bytes. NULL: out of memory. */
 json_t *open_file_tree(const char *filename);
 
+/* The same for what a user calls a disk, which may be one of another machine ("nbd://host/"). */
+json_t *open_name_tree(const struct driver *const *drivers, const char *name);
+
 /* Refuses the name of a driver, and lists what there is: all, or formats only. */
 int open_unknown_driver(const struct driver *const *drivers, const char *name, bool only_formats,
                         struct error *error);

@@ -47,21 +47,15 @@ static int judge_probe(const struct block_context *context, const struct probe *
 }
 
 /* Reads the start of the file and names its format; "raw" when no known one shows. */
-static int probe_format(const struct block_context *context, json_t *file, unsigned flags,
-                        const char **ret, bool *ret_guessed_raw, struct error *error)
+static int probe_node(const struct block_context *context, struct node *node, const char **ret,
+                      bool *ret_guessed_raw, struct error *error)
 {
     struct probe probe;
-    struct node *node;
-    uint8_t *data;
-    int err = node_open_tree(context, file, (flags & NODE_NO_CACHE) | NODE_NO_LOCK, &node, error);
+    uint8_t *data = buffer_get(PROBE_BYTES);
+    int err;
 
-    if (err < 0)
-        return err;
-    data = buffer_get(PROBE_BYTES);
-    if (!data) {
-        node_unref(node);
+    if (!data)
         return out_of_memory(error);
-    }
     probe = (struct probe){data, min_u64(node->size, PROBE_BYTES), node->size};
     err = block_read(node, data, probe.length, 0);
     if (err < 0)
@@ -69,6 +63,18 @@ static int probe_format(const struct block_context *context, json_t *file, unsig
     else
         err = judge_probe(context, &probe, node, ret, ret_guessed_raw, error);
     buffer_put(data, PROBE_BYTES);
+    return err;
+}
+
+static int probe_format(const struct block_context *context, json_t *file, unsigned flags,
+                        const char **ret, bool *ret_guessed_raw, struct error *error)
+{
+    struct node *node;
+    int err = node_open_tree(context, file, (flags & NODE_NO_CACHE) | NODE_NO_LOCK, &node, error);
+
+    if (err < 0)
+        return err;
+    err = probe_node(context, node, ret, ret_guessed_raw, error);
     node_unref(node);
     return err;
 }
@@ -124,29 +130,73 @@ int node_open_options(const struct block_context *context, json_t *options, cons
     return err;
 }
 
+/* The options of the format node. */
+static json_t *format_tree(const char *format, json_t *options)
+{
+    json_t *tree = options ? json_deep_copy(options) : json_object();
+
+    if (tree && json_object_set_new(tree, "driver", json_string(format)) == 0)
+        return tree;
+    json_decref(tree);
+    return NULL;
+}
+
+/*
+ * Looks for the format of a disk of another machine, and goes on with the same connection: to end
+ * it may be what that server waits for to exit.
+ */
+static int open_probed(const struct block_context *context, json_t *file, json_t *options,
+                       unsigned flags, struct node **ret, bool *ret_guessed_raw,
+                       struct error *error)
+{
+    const char *format;
+    struct node *node;
+    json_t *tree;
+    int err = node_open_tree(context, file, flags, &node, error);
+
+    if (err < 0)
+        return err;
+    err = probe_node(context, node, &format, ret_guessed_raw, error);
+    if (err < 0) {
+        node_unref(node);
+        return err;
+    }
+    tree = format_tree(format, options);
+    if (tree) {
+        err = node_open_above(context, tree, node, ret, error);
+    } else {
+        node_unref(node);
+        err = out_of_memory(error);
+    }
+    json_decref(tree);
+    return err;
+}
+
 int node_open_image(const struct block_context *context, const char *filename, const char *format,
                     json_t *options, unsigned flags, struct node **ret, bool *ret_guessed_raw,
                     struct error *error)
 {
-    json_t *file = open_file_tree(filename), *tree = NULL;
-    bool guessed_raw = false;
+    json_t *file = open_name_tree(context->drivers, filename), *tree = NULL;
+    bool guessed_raw = false, known = format != NULL;
+    bool remote = driver_of_name(context->drivers, filename) != NULL;
     int err = 0;
 
     if (!file)
         return out_of_memory(error);
-    if (format)
+    if (known)
         err = check_format(context, format, error);
+    else if (remote)
+        err = open_probed(context, file, options, flags, ret, &guessed_raw, error);
     else
         err = probe_format(context, file, flags, &format, &guessed_raw, error);
-    if (err == 0) {
-        tree = options ? json_deep_copy(options) : json_object();
-        if (!tree || json_object_set_new(tree, "driver", json_string(format)) < 0 ||
-            json_object_set(tree, "file", file) < 0)
+    if (err == 0 && (known || !remote)) {
+        tree = format_tree(format, options);
+        if (!tree || json_object_set(tree, "file", file) < 0)
             err = out_of_memory(error);
+        else
+            err = node_open_tree(context, tree, flags, ret, error);
+        json_decref(tree);
     }
-    if (err == 0)
-        err = node_open_tree(context, tree, flags, ret, error);
-    json_decref(tree);
     json_decref(file);
     if (ret_guessed_raw)
         *ret_guessed_raw = guessed_raw;

@@ -52,7 +52,14 @@ int path_beside(const char *image, const char *name, size_t length, char **ret, 
 int path_named_by(const struct node *node, const char *what, const char *name, size_t length,
                   char **ret, struct error *error)
 {
+    const char *image = image_path(node);
     int err = check_name(node, what, name, length, error);
+    char shown[128];
 
-    return err < 0 ? err : path_beside(image_path(node), name, length, ret, error);
+    if (err == 0 && !image && name[0] != '/')
+        err = error_set(error, EINVAL,
+                        "%s names '%s' as its %s, but is in no directory of this machine: the "
+                        "options of the image have to say where that is",
+                        node_name(node), error_escape(shown, sizeof(shown), name, length), what);
+    return err < 0 ? err : path_beside(image, name, length, ret, error);
 }

@@ -206,9 +206,9 @@ static int sync_now(struct node *node)
      * The kernel reports a failed write-back once and may drop the dirty pages, so a later sync
      * that succeeds proves nothing: the failure is final.
      */
-    if (err < 0)
+    if (err < 0 && err != -ENOTCONN) /* that a server was away says nothing of the next sync */
         node->flush_error = -EIO;
-    else
+    else if (err == 0)
         node->flushed_generation = max_u64(node->flushed_generation, generation);
     co_queue_wake_all(&node->flush_queue);
     return err < 0 ? -EIO : 0;

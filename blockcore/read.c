@@ -398,6 +398,30 @@ int block_get_status(struct node *node, uint64_t offset, uint64_t length, struct
     return err;
 }
 
+/*
+ * Where the bytes are another machine's, that one has them brought near, and they are not moved.
+ * -ENOTSUP: they are here, or not plain.  Lets *length be how much was done.
+ */
+static int prefetch_elsewhere(struct node *node, uint64_t offset, uint64_t *length)
+{
+    struct range_lock lock;
+    struct location loc;
+    struct node *child;
+    int err;
+
+    range_lock_shared(&node->locks, &lock, offset, *length);
+    err = locate(node, offset, *length, &loc);
+    child = err == 0 && loc.extent.kind == EXTENT_DATA ? loc.extent.child : NULL;
+    if (child && is_protocol(child) && child->driver->prefetch) {
+        err = child->driver->prefetch(child, loc.extent.child_offset, loc.extent.length);
+        *length = loc.extent.length;
+    } else if (err == 0) {
+        err = -ENOTSUP;
+    }
+    range_unlock(&node->locks, &lock);
+    return err;
+}
+
 /* Reads a first part of the range, unless it is a hole. Returns its length or negative errno. */
 static int64_t prefetch_part(struct node *node, uint64_t offset, uint64_t length, void *buffer)
 {
@@ -411,7 +435,9 @@ static int64_t prefetch_part(struct node *node, uint64_t offset, uint64_t length
             return (int64_t)status.length;
         n = min_u64(n, status.length);
     }
-    err = block_read(node, buffer, n, offset);
+    err = prefetch_elsewhere(node, offset, &n);
+    if (err == -ENOTSUP)
+        err = block_read(node, buffer, n, offset);
     return err < 0 ? err : (int64_t)n;
 }
 

@@ -15,6 +15,7 @@
 #include "blockcore/partition.h"
 #include "blockcore/snapshot.h"
 #include "daemon/image_name.h"
+#include "daemon/objects.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -33,8 +34,33 @@ static const struct cache_flags {
     [CACHE_UNSAFE] = {NODE_NO_FLUSH, false},
 };
 
-struct block_context image_context(const struct arguments *arguments,
-                                   const struct secret_store *secrets)
+static int find_tls(void *arg, const char *id, struct block_tls *ret, struct error *error)
+{
+    static const enum block_tls_kind kinds[] = {
+        [TLS_X509] = BLOCK_TLS_X509,
+        [TLS_PSK] = BLOCK_TLS_PSK,
+        [TLS_ANON] = BLOCK_TLS_ANON,
+    };
+    const struct tls_credentials_config *config;
+    int err = objects_tls_config(arg, id, &config, error);
+
+    if (err < 0)
+        return err;
+    if (config->endpoint != TLS_CLIENT)
+        return error_set(error, EINVAL,
+                         "Failed to get TLS creds: Expected TLS credentials for a client endpoint");
+    *ret = (struct block_tls){
+        .kind = kinds[config->kind],
+        .dir = config->dir,
+        .username = config->username,
+        .verify_peer = config->verify_peer,
+        .has_priority = config->priority,
+        .has_key_password = config->key_password,
+    };
+    return 0;
+}
+
+struct block_context image_context(const struct arguments *arguments, struct objects *objects)
 {
     static const struct io_engine *const engines[] = {
         [AIO_BEST] = NULL,
@@ -46,7 +72,9 @@ struct block_context image_context(const struct arguments *arguments,
     return (struct block_context){
         .drivers = block_drivers,
         .engine = engines[arguments->aio],
-        .secrets = secrets,
+        .secrets = objects_secrets(objects),
+        .find_tls = find_tls,
+        .find_tls_arg = objects,
     };
 }
 

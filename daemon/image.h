@@ -6,9 +6,10 @@
 #include "blockcore/node.h"
 #include "daemon/arguments.h"
 
-/* The context for the chosen --aio, with these secrets; it has to outlive the image. */
-struct block_context image_context(const struct arguments *arguments,
-                                   const struct secret_store *secrets);
+struct objects;
+
+/* The context for the chosen --aio, with these objects; both have to outlive the image. */
+struct block_context image_context(const struct arguments *arguments, struct objects *objects);
 
 /* Whether writes go to a temporary image instead of the one that was named. */
 bool image_has_overlay(const struct arguments *arguments);

@@ -79,7 +79,7 @@ int partition_list_run(const struct arguments *arguments, FILE *out, struct erro
     listing.arguments.read_only = true;
     err = objects_new_described(&arguments->objects, &objects, error);
     if (err == 0) {
-        listing.context = image_context(arguments, objects_secrets(objects));
+        listing.context = image_context(arguments, objects);
         err = reactor_run_coroutine(list, &listing);
     }
     if (err < 0 && !error->text[0])

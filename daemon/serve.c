@@ -92,6 +92,7 @@ static void stop(struct serve *serve)
     reactor_timer_stop(&serve->status);
     notify_stopping(&serve->service->notify, "Stopping: %u client%s to finish with", serve->clients,
                     plural(serve->clients));
+    node_stop(serve->node);
     nbd_server_stop(serve->server, DRAIN_LIMIT_NS);
 }
 
@@ -317,7 +318,7 @@ static int start(struct serve *serve)
 
     if (err < 0)
         return err;
-    serve->context = image_context(a, objects_secrets(serve->security.objects));
+    serve->context = image_context(a, serve->security.objects);
     err = in_coroutine(serve, open_export);
     if (err == 0)
         err = watch_signals(serve);
