@@ -10,6 +10,7 @@ extern const struct driver *const block_drivers[]; /* NULL-terminated */
 
 extern const struct driver driver_file;        /* protocol/file.c */
 extern const struct driver driver_host_device; /* protocol/file.c */
+extern const struct driver driver_nbd;         /* protocol/nbd.c */
 extern const struct driver driver_raw;         /* format/raw.c */
 extern const struct driver driver_qcow2;       /* format/qcow2.c */
 extern const struct driver driver_luks;        /* format/luks.c */

@@ -5,6 +5,9 @@
  */
 #include "daemon/image_name.h"
 
+#include "blockcore/drivers.h"
+#include "blockcore/node.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -24,9 +27,9 @@ int image_name_path(const char *name, const char **ret_path, struct error *error
     char shown[NAME_SHOWN], prefix[64];
 
     *ret_path = name;
-    if (name[protocol] != ':' || image_name_is_json(name))
+    if (name[protocol] != ':' || image_name_is_json(name) || driver_of_name(block_drivers, name))
         return 0;
-    if (!strncmp(name, file, strlen(file))) {
+    if (!strncmp(name, file, strlen(file)) && !driver_of_name(block_drivers, name + strlen(file))) {
         *ret_path = name + strlen(file);
         return 0;
     }

@@ -12,9 +12,10 @@ bool image_name_is_json(const char *name);
 
 /*
  * The path that `name` stands for, which is all of it or, after "file:", its rest; json:{...} stays
- * as it is.  Names of other protocols ("nbd://...") are refused with a sentence: a colon before the
- * first slash ends the name of a protocol, whatever files there are.  Looks at nothing but the
- * name.  Returns 0 or -EINVAL; *ret_path points into `name`.
+ * as it is, and so do names of the drivers for other machines ("nbd://...").  Names of other
+ * protocols are refused with a sentence: a colon before the first slash ends the name of a
+ * protocol, whatever files there are.  Looks at nothing but the name.  Returns 0 or -EINVAL;
+ * *ret_path points into `name`.
  */
 int image_name_path(const char *name, const char **ret_path, struct error *error);
 

@@ -354,7 +354,7 @@ class Case:
         return self.path(name)
 
     def stop_servers(self):
-        for server in self.servers:
+        for server in reversed(self.servers):  # what was started last may use the others
             server.stop()
 
     def close(self):

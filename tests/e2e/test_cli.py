@@ -175,8 +175,8 @@ REFUSED = {
                               "--image-opts and -f are mutually exclusive", False),
     "snapshot-memory-bad": (["--snapshot-memory=x", "-k", "{sock}", "{image}"],
                             "Invalid size of --snapshot-memory: 'x'", False),
-    "image-protocol": (["-k", "{sock}", "nbd://localhost"], "Failed to open 'nbd://localhost': the "
-                       "protocol 'nbd' is not supported yet", False),
+    "image-protocol": (["-k", "{sock}", "ssh://localhost"], "Failed to open 'ssh://localhost': the "
+                       "protocol 'ssh' is not supported yet", False),
     "image-with-colon": (["-k", "{sock}", "a:b"], "Failed to open 'a:b': the protocol 'a'", False),
     "oldstyle-name": (["--oldstyle", "-x", "n", "-k", "{sock}", "{image}"],
                       "--oldstyle was given with the export name 'n'", False),

@@ -26,6 +26,7 @@ BLOCKCORE_PUBLIC = ("bitmap.h", "block.h", "check.h", "create.h", "node.h", "dri
 # Headers of other libraries, and the files that may include them.
 HOMES = {
     r"ev\.h": ("base/reactor.c",),
+    r"libnbd\.h": ("blockcore/protocol/nbd_link.c",),
     r"liburing\.h": ("base/io_uring.c",),
     r"jansson\.h": ("base/options.h", "daemon/list_json.c"),
     r"valgrind/.*": ("base/coroutine_stack.c",),
