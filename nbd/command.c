@@ -98,12 +98,12 @@ static unsigned zero_flags(const struct nbd_job *job)
 static int run_write(struct nbd_job *job)
 {
     const struct nbd_export *e = job->connection->nbd_export;
-    const struct nbd_request *request = &job->request;
+    uint64_t offset = job->request.offset + job->written;
 
-    if (e->detect_zeroes && bytes_are_zero(job->buffer, request->length))
-        return block_zero(e->node, request->offset, request->length,
+    if (e->detect_zeroes && bytes_are_zero(job->buffer, job->received))
+        return block_zero(e->node, offset, job->received,
                           write_flags(job) | (e->detect_zeroes_unmap ? ZERO_MAY_UNMAP : 0));
-    return block_write(e->node, job->buffer, request->length, request->offset, write_flags(job));
+    return block_write(e->node, job->buffer, job->received, offset, write_flags(job));
 }
 
 static int run_change(struct nbd_job *job)
@@ -122,8 +122,8 @@ static int run_change(struct nbd_job *job)
 static int preview(const struct nbd_job *job, uint8_t *bytes, size_t size)
 {
     const struct nbd_export *e = job->connection->nbd_export;
-    uint64_t at = e->header_offset + job->request.offset;
-    size_t n = min_u64(job->request.length, size - at);
+    uint64_t at = e->header_offset + job->request.offset + job->written;
+    size_t n = min_u64(job->buffer ? job->received : job->request.length, size - at);
     int r = block_read(e->header_node, bytes, size, 0);
 
     if (r < 0)
@@ -182,7 +182,7 @@ int nbd_command_run(struct nbd_job *job)
     case NBD_CMD_CACHE:
         return in_pieces(job, min_u64(request->length, NBD_CACHE_AT_ONCE), prefetch_piece, 0);
     default:
-        if (e->header_node && e->header_offset + request->offset < PROBE_BYTES)
+        if (e->header_node && e->header_offset + request->offset + job->written < PROBE_BYTES)
             return run_protected(job);
         return run_change(job);
     }

@@ -40,6 +40,7 @@ void nbd_connection_owner_init(struct nbd_connection_owner *owner,
     *owner = (struct nbd_connection_owner){.exports = exports};
     nbd_memory_init(&owner->memory);
     nbd_connection_starttls_init(owner);
+    list_init(&owner->payloads);
     list_init(&owner->free_jobs);
     log_limit_init(&owner->log_entered, LOG_LEVEL_INFO, "clients that connected");
     log_limit_init(&owner->log_left, LOG_LEVEL_INFO, "clients that left");
@@ -478,7 +479,7 @@ void nbd_connection_stop(struct nbd_connection *c)
     /* What has already come is still answered: the turn looks for it. */
     c->paused = true;
     reactor_defer(&c->turn);
-    nbd_connection_hurry_payload(c);
+    nbd_payload_hurry(c);
     if (c->out.blocked)
         reactor_timer_start(&c->stall, stall_ns(c), on_stall);
 }

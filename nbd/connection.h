@@ -7,6 +7,7 @@
  *   starttls.c    the TLS handshake
  *   authorize.c   what authorizers say about the name that it has proved
  *   transfer.c    requests from the wire to their start
+ *   payload.c     the payload of a WRITE on its way
  *   reply.c       replies, see reply.h
  *   job.c         requests that wait, each in a coroutine, see job.h
  */
@@ -66,6 +67,7 @@ struct nbd_connection_owner {
     struct log_limit log_invalid;                    /* requests that must not be made */
     struct log_limit log_failed[NBD_CMD_RESIZE + 1]; /* ... that could not be done, by command */
     struct nbd_memory memory;
+    struct list payloads; /* connections that may give memory of a payload on its way back */
     struct list free_jobs;
     unsigned free_job_count;
     /* Whether one more client may begin transmission now. When not, handshakes stand still. */
@@ -114,6 +116,8 @@ struct nbd_connection {
 
     struct nbd_kept kept;
     struct nbd_job *receiving; /* the WRITE whose payload is on its way; then nothing is kept */
+    struct nbd_job *writing;   /* the same while a part is written; then nothing is received */
+    struct list payload_link;  /* the owner's, while the payload holds more than its first step */
     unsigned tls_wait;         /* in a TLS handshake: the events that it waits for; else 0 */
     uint64_t discard;          /* bytes of a refused payload still to come */
     unsigned running;          /* jobs, the receiving one included */
@@ -192,12 +196,23 @@ void nbd_connection_active(struct nbd_connection *c);
 
 /* receive.c: receives and handles what came, within this turn's shares. */
 void nbd_connection_receive(struct nbd_connection *c);
-/* A payload has begun, that of c->receiving or one to discard: it has to go on. */
-void nbd_connection_expect_payload(struct nbd_connection *c);
-/* The server shuts down: the time for a payload on its way starts anew, and is shorter. */
-void nbd_connection_hurry_payload(struct nbd_connection *c);
 /* Forgets what was received and not handled. */
 void nbd_connection_drop_input(struct nbd_connection *c);
+
+/* payload.c: the payload of this job, which has a first part of it, is on its way. */
+void nbd_payload_begin(struct nbd_connection *c, struct nbd_job *job);
+/* The next `bytes` are payload that nobody wants. */
+void nbd_payload_discard(struct nbd_connection *c, uint64_t bytes);
+/* Where the next bytes go, how many there is room for, and whether that is all up to its end. */
+uint8_t *nbd_payload_room(const struct nbd_connection *c, size_t *ret_length, bool *ret_all);
+/* So many have come there: more room is made, or the job is started. */
+void nbd_payload_take(struct nbd_connection *c, size_t length);
+/* Forgets what is on its way. */
+void nbd_payload_drop(struct nbd_connection *c);
+/* The server shuts down: the time for a payload on its way starts anew, and is shorter. */
+void nbd_payload_hurry(struct nbd_connection *c);
+/* Others need memory: what has come of payloads is written. */
+void nbd_payloads_give_way(struct nbd_connection_owner *owner);
 
 /* connection.c: takes handshake messages. Returns the bytes used. */
 size_t nbd_connection_negotiate(struct nbd_connection *c, const uint8_t *data, size_t length);

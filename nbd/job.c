@@ -63,8 +63,9 @@ uint64_t nbd_job_memory(const struct nbd_request *request)
 {
     switch (request->command) {
     case NBD_CMD_READ:
-    case NBD_CMD_WRITE:
         return request->length;
+    case NBD_CMD_WRITE:
+        return min_u64(request->length, NBD_PAYLOAD_STEP);
     case NBD_CMD_CACHE:
     case NBD_CMD_WRITE_ZEROES:
         return min_u64(request->length, BLOCK_PIECE_BYTES);
@@ -98,6 +99,12 @@ struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *
     nbd_share_take(&c->share, job->charged);
     c->running++;
     return job;
+}
+
+void nbd_job_charge(struct nbd_job *job, uint64_t bytes)
+{
+    job->charged += bytes;
+    nbd_share_take(&job->connection->share, bytes);
 }
 
 void nbd_job_uncharge(struct nbd_job *job, uint64_t bytes)

@@ -10,6 +10,7 @@
 #ifndef EVNBD_NBD_JOB_H
 #define EVNBD_NBD_JOB_H
 
+#include "nbd/memory.h"
 #include "nbd/request.h"
 
 struct nbd_connection;
@@ -21,10 +22,15 @@ struct nbd_job {
     uint8_t *buffer; /* of buffer_bytes, or NULL */
     size_t buffer_bytes;
     uint64_t charged; /* to the connection's share, the buffer included */
-    size_t received;  /* of a WRITE's payload */
+    /* Of a WRITE's payload: so much is in the buffer; so much was written before, in parts. */
+    size_t received;
+    uint64_t written;
 };
 
-/* What the request may need of the connection's share of memory. */
+/* What a WRITE is charged with when it begins, see payload.c; every share has that. */
+#define NBD_PAYLOAD_STEP NBD_SHARE_FLOOR
+
+/* What the request may need of the connection's share of memory, to begin. */
 uint64_t nbd_job_memory(const struct nbd_request *request);
 
 /*
@@ -38,6 +44,7 @@ void nbd_job_free(struct nbd_job *job);
 bool nbd_job_get_buffer(struct nbd_job *job, size_t bytes);
 /* The buffer, which the caller takes over; the job is no longer charged with it. */
 uint8_t *nbd_job_take_buffer(struct nbd_job *job);
+void nbd_job_charge(struct nbd_job *job, uint64_t bytes);
 /* Gives up to `bytes` of what the job is charged with back. */
 void nbd_job_uncharge(struct nbd_job *job, uint64_t bytes);
 /* Runs it; it answers and frees itself. */
@@ -45,7 +52,10 @@ void nbd_job_start(struct nbd_job *job);
 
 /* read.c: answers a READ now if it need not wait, else starts a job. */
 void nbd_read_start(struct nbd_connection *c, const struct nbd_request *request);
-/* command.c, in the coroutine of a job: runs it. Returns 0 or the negative errno to answer. */
+/*
+ * command.c, in the coroutine of a job: runs it, or the part of a WRITE that is in the buffer.
+ * Returns 0 or the negative errno to answer.
+ */
 int nbd_command_run(struct nbd_job *job);
 /* In the coroutine of a job: run and answer. */
 void nbd_read_run(struct nbd_job *job);

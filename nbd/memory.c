@@ -15,6 +15,7 @@
 void nbd_memory_init(struct nbd_memory *memory)
 {
     memory->used = 0;
+    memory->reserve = NULL;
     list_init(&memory->waiting);
 }
 
@@ -32,15 +33,16 @@ void nbd_share_fini(struct nbd_share *share)
 
 static bool fits(const struct nbd_share *share, uint64_t bytes)
 {
-    uint64_t wanted = share->used + bytes, all = share->memory->used;
+    const struct nbd_memory *memory = share->memory;
+    uint64_t wanted = share->used + bytes;
 
     if (wanted <= NBD_SHARE_FLOOR)
         return true;
     if (wanted > NBD_CONNECTION_BYTES_MAX)
         return false;
-    /* A client that holds nothing may take what there is; else half of it stays for others. */
-    return all + bytes <= NBD_SERVER_BYTES_MAX &&
-           (share->used == 0 || wanted <= NBD_SERVER_BYTES_MAX - all);
+    if (share->used == 0 && !memory->reserve)
+        return true;
+    return wanted + memory->used <= NBD_SERVER_BYTES_MAX;
 }
 
 bool nbd_share_may_take(struct nbd_share *share, uint64_t bytes)
@@ -56,8 +58,13 @@ bool nbd_share_may_take(struct nbd_share *share, uint64_t bytes)
 
 void nbd_share_take(struct nbd_share *share, uint64_t bytes)
 {
+    struct nbd_memory *memory = share->memory;
+
+    if (!memory->reserve && share->used == 0 && bytes > NBD_SHARE_FLOOR &&
+        memory->used + bytes > NBD_SERVER_BYTES_MAX)
+        memory->reserve = share;
     share->used += bytes;
-    share->memory->used += bytes;
+    memory->used += bytes;
 }
 
 void nbd_share_give(struct nbd_share *share, uint64_t bytes)
@@ -68,6 +75,8 @@ void nbd_share_give(struct nbd_share *share, uint64_t bytes)
         return;
     share->used -= bytes;
     share->memory->used -= bytes;
+    if (share->used == 0 && share->memory->reserve == share)
+        share->memory->reserve = NULL;
     while ((node = list_pop(&share->memory->waiting)))
         reactor_defer(list_entry(node, struct nbd_share, link)->wake);
 }

@@ -4,7 +4,12 @@
  *
  * A share may always grow to NBD_SHARE_FLOOR, and to NBD_CONNECTION_BYTES_MAX at most.  In between
  * it may be as large as what is left for all: the more is in use, the less a single client gets,
- * and something is always left for the next one.  A client that is over its limit is not read from.
+ * and something is always left for the next one.  When not enough is left, a share that holds
+ * nothing gets the reserve, one at a time: any first request gets through in the end.  A client
+ * that is over its limit is not read from.
+ *
+ * So all together is at most NBD_SERVER_BYTES_MAX, one request of NBD_PAYLOAD_MAX bytes, and
+ * NBD_SHARE_FLOOR for each client.
  */
 #ifndef EVNBD_NBD_MEMORY_H
 #define EVNBD_NBD_MEMORY_H
@@ -17,7 +22,8 @@ struct reactor_deferred;
 
 struct nbd_memory {
     uint64_t used;
-    struct list waiting; /* shares that wait until others give back */
+    struct list waiting;             /* shares that wait until others give back */
+    const struct nbd_share *reserve; /* that has taken more than was left, until it holds nothing */
 };
 
 struct nbd_share {

@@ -48,60 +48,14 @@ static bool keep(struct nbd_kept *kept, const uint8_t *data, size_t length)
 
 void nbd_connection_drop_input(struct nbd_connection *c)
 {
-    struct nbd_job *job = c->receiving;
-
     kept_clear(&c->kept);
-    c->discard = 0;
-    c->receiving = NULL;
-    if (job)
-        nbd_job_free(job);
+    nbd_payload_drop(c);
 }
 
 static bool may_go_on(const struct nbd_connection *c)
 {
     return !c->input_closed && !c->paused && !nbd_connection_in_starttls(c);
 }
-
-/* ---- Payloads that do not go on ---- */
-
-static void on_payload_due(struct reactor_timer *timer);
-
-static void look_again(struct nbd_connection *c)
-{
-    reactor_timer_start(&c->payload_due, c->stopping ? NBD_STOP_STALL_NS : NBD_STALL_NS,
-                        on_payload_due);
-}
-
-static void on_payload_due(struct reactor_timer *timer)
-{
-    struct nbd_connection *c = container_of(timer, struct nbd_connection, payload_due);
-    uint64_t seen = c->payload_seen;
-
-    if (!c->receiving && !c->discard)
-        return;
-    c->payload_seen = 0;
-    look_again(c);
-    if (c->stopping && seen == 0)
-        nbd_connection_cut(c, "the client did not go on with a payload when the server shut down");
-    else if (!c->stopping && seen < NBD_STALL_BYTES)
-        nbd_connection_cut(c, "less than %d KiB of a payload came in %d s", NBD_STALL_BYTES / 1024,
-                           (int)(NBD_STALL_NS / 1000000000));
-}
-
-void nbd_connection_expect_payload(struct nbd_connection *c)
-{
-    c->payload_seen = NBD_STALL_BYTES; /* it has all of the time until the timer's next look */
-    if (c->payload_due.heap_index == 0)
-        look_again(c);
-}
-
-void nbd_connection_hurry_payload(struct nbd_connection *c)
-{
-    c->payload_seen = 0;
-    look_again(c);
-}
-
-/* ---- Whole messages ---- */
 
 /* Handles the whole messages in `data`, as far as the limits allow. Returns the bytes used. */
 static size_t feed(struct nbd_connection *c, const uint8_t *data, size_t length)
@@ -146,28 +100,6 @@ static void input_ended(struct nbd_connection *c)
         nbd_connection_end_input(c, "the client closed the connection");
 }
 
-static size_t payload_left(const struct nbd_connection *c)
-{
-    return c->receiving ? c->receiving->request.length - c->receiving->received : 0;
-}
-
-/* The first `length` received bytes belong to the payload on its way; returns how many did. */
-static size_t take_payload(struct nbd_connection *c, size_t length)
-{
-    struct nbd_job *job = c->receiving;
-    size_t left = payload_left(c), n = length < left ? length : left;
-
-    if (!job)
-        return 0;
-    job->received += n;
-    c->payload_seen += n;
-    if (n == left) {
-        c->receiving = NULL;
-        nbd_job_start(job);
-    }
-    return n;
-}
-
 /* What was received into the scratch buffer, behind what had been kept. */
 static void take_scratch(struct nbd_connection *c, const uint8_t *scratch, size_t length)
 {
@@ -184,16 +116,17 @@ static void take_scratch(struct nbd_connection *c, const uint8_t *scratch, size_
 /* Receives once. Returns whether more may be there. */
 static bool receive_once(struct nbd_connection *c, uint8_t *scratch)
 {
-    size_t kept = c->kept.length, payload = payload_left(c);
-    size_t room = c->large_writes ? LARGE_WRITES_BYTES : NBD_RECEIVE_BYTES;
-    size_t asked = payload + room, direct;
-    struct iovec iov[2] = {{.iov_len = payload}, {.iov_base = scratch + kept, .iov_len = room}};
+    size_t kept = c->kept.length, room = c->large_writes ? LARGE_WRITES_BYTES : NBD_RECEIVE_BYTES;
+    size_t payload, direct;
+    bool all;
+    struct iovec iov[2] = {{.iov_base = nbd_payload_room(c, &payload, &all), .iov_len = payload},
+                           {.iov_base = scratch + kept, .iov_len = room}};
     ssize_t n;
 
-    if (payload > 0)
-        iov[0].iov_base = c->receiving->buffer + c->receiving->received;
-    n = c->stream->ops->recv(c->stream, payload ? iov : iov + 1, payload ? 2 : 1);
-    c->drained = n == -EAGAIN || (n > 0 && (size_t)n < asked);
+    if (!all) /* what follows is payload too */
+        iov[1].iov_len = room = 0;
+    n = c->stream->ops->recv(c->stream, payload ? iov : iov + 1, payload && room ? 2 : 1);
+    c->drained = n == -EAGAIN || (n > 0 && (size_t)n < payload + room);
     if (n == -EAGAIN)
         return false;
     if (n == -ECONNABORTED) {
@@ -209,7 +142,9 @@ static bool receive_once(struct nbd_connection *c, uint8_t *scratch)
         return false;
     }
     nbd_connection_active(c);
-    direct = take_payload(c, (size_t)n);
+    direct = min_u64(payload, (size_t)n);
+    if (direct > 0)
+        nbd_payload_take(c, direct);
     if (kept > 0)
         memcpy(scratch, c->kept.data + c->kept.offset, kept);
     c->large_writes = c->large_writes && (c->drained || payload > 0);
@@ -228,7 +163,9 @@ void nbd_connection_receive(struct nbd_connection *c)
 
     if (c->input_closed)
         return;
-    c->paused = false;
+    c->paused = c->writing != NULL;
+    if (c->paused)
+        return;
     if (nbd_connection_in_starttls(c)) {
         nbd_connection_starttls(c);
         return;

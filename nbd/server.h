@@ -9,7 +9,7 @@
 #include "base/reactor.h"
 #include "nbd/export.h"
 
-/* Memory caps of the design. */
+/* Caps of what requests in flight hold, see nbd/memory.h. */
 #define NBD_CONNECTION_REQUESTS_MAX 128
 #define NBD_CONNECTION_BYTES_MAX (UINT64_C(64) << 20)
 #define NBD_SERVER_BYTES_MAX (UINT64_C(256) << 20)

@@ -15,13 +15,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-static void discard(struct nbd_connection *c, uint64_t bytes)
-{
-    c->discard = bytes;
-    if (bytes > 0)
-        nbd_connection_expect_payload(c);
-}
-
 /* A WRITE with the part of its payload that is there. Returns the bytes used. */
 static size_t start_write(struct nbd_connection *c, const struct nbd_request *request,
                           const uint8_t *data, size_t length)
@@ -31,7 +24,7 @@ static size_t start_write(struct nbd_connection *c, const struct nbd_request *re
 
     if (!job) {
         nbd_reply_errno(c, request, -ENOMEM);
-        discard(c, request->length);
+        nbd_payload_discard(c, request->length);
         return 0;
     }
     memcpy(job->buffer, data, n);
@@ -40,8 +33,7 @@ static size_t start_write(struct nbd_connection *c, const struct nbd_request *re
         nbd_job_start(job);
         return n;
     }
-    c->receiving = job;
-    nbd_connection_expect_payload(c);
+    nbd_payload_begin(c, job);
     c->large_writes = request->length >= 64 * 1024;
     return n;
 }
@@ -65,7 +57,7 @@ static void skip_payload(struct nbd_connection *c, const struct nbd_request *req
             c, "a %s with a payload of %" PRIu64 " bytes, which is not even skipped",
             nbd_command_name(request->command), request->payload);
     else
-        discard(c, request->payload);
+        nbd_payload_discard(c, request->payload);
 }
 
 static void refuse(struct nbd_connection *c, const struct nbd_request *request, uint32_t error,
@@ -100,8 +92,12 @@ static bool admit(struct nbd_connection *c, const struct nbd_request *request)
         reactor_defer(&c->turn);
         return false;
     }
-    if (c->running >= NBD_CONNECTION_REQUESTS_MAX || nbd_connection_output_full(c) ||
-        !nbd_share_may_take(&c->share, nbd_job_memory(request))) {
+    if (c->running >= NBD_CONNECTION_REQUESTS_MAX || nbd_connection_output_full(c)) {
+        c->paused = true;
+        return false;
+    }
+    if (!nbd_share_may_take(&c->share, nbd_job_memory(request))) {
+        nbd_payloads_give_way(c->owner);
         c->paused = true;
         return false;
     }

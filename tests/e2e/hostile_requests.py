@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rows A60 to A87 and A97 of the table of hostile inputs: requests and their replies."""
+"""Rows A60 to A87, A97 and A98 of the table of hostile inputs: requests and their replies."""
 import os
 import socket
 import struct
@@ -527,3 +527,23 @@ def _(stage):
             expect_error(other, [0], CMD_WRITE, SIZE - 512, 512, CMD_FLAG_FUA, bytes(512))
         same_bytes(read(reader, number * 128 * KIB, len(data)), data, "what another one wrote")
     stage.expect_head(server, content(100, HEAD * 2)[:HEAD])
+
+
+@row("A98", "many WRITEs of 32 MiB of which the headers come, or a part")
+def _(stage):
+    part = content(200, MIB)
+    for sent in (0, 24):
+        server = stage.serve(image=big_disk(stage), head=DATA[:HEAD])
+        crowd = [stage.client(server, MODES[number % 3]) for number in range(20)]
+        for client in crowd:
+            flags = CMD_FLAG_PAYLOAD_LEN if client.mode == "extended" else 0
+            client.send(client.request(CMD_WRITE, 64 * MIB, 32 * MIB, flags, 7) + sent * part)
+        for good in all_modes(stage, server):
+            same_bytes(read(good, 0, SIZE), DATA, "4 MiB, for a good client")
+            expect_error(good, [0], CMD_WRITE, 16 * MIB, SIZE, 0, DATA)
+            same_bytes(read(good, 16 * MIB, SIZE), DATA, "4 MiB that it has written")
+        last = crowd[0]
+        last.send((32 - sent) * part)
+        equal(last.answers({7: None})[7].error, 0, "error of a WRITE whose rest has come")
+        same_bytes(read(last, 64 * MIB, 32 * MIB), 32 * part, "what it has written")
+        check_memory(server, 420)
