@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Addresses and blocking I/O, where speed does not matter.  Every failure ends the program, since a
- * benchmark with a hole in it is void.
+ * Addresses, blocking I/O and time, where speed does not matter.  Every failure ends the program,
+ * since a benchmark with a hole in it is void.
  */
 #include "bench/client.h"
 
@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { SEND_BUFFER_BYTES = 1 << 20 };
@@ -136,4 +137,27 @@ void recv_all(int fd, void *data, size_t length)
         p += n;
         length -= (size_t)n;
     }
+}
+
+int64_t clock_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ts.tv_sec * NS_PER_S + ts.tv_nsec;
+}
+
+void sleep_until(int64_t ns)
+{
+    const struct timespec ts = {.tv_sec = ns / NS_PER_S, .tv_nsec = ns % NS_PER_S};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL) == EINTR)
+        ;
+}
+
+double parse_positive(const char *name, const char *text, double maximum)
+{
+    char *end;
+    double value = strtod(text, &end);
+    if (end == text || *end || !(value > 0 && value <= maximum))
+        die("--%s takes a positive number up to %g, not '%s'", name, maximum, text);
+    return value;
 }

@@ -22,8 +22,6 @@
 
 enum { MESSAGE_MAX = 80 << 10, STAY_MAX = 1 << 16, CLIENT_FLAGS = 3 };
 
-static const int64_t second_ns = 1000000000;
-
 struct message {
     uint8_t data[MESSAGE_MAX];
     size_t length;
@@ -188,20 +186,6 @@ struct crowd {
     unsigned long made, failed;
 };
 
-static int64_t now_ns(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec * second_ns + ts.tv_nsec;
-}
-
-static void sleep_until(int64_t ns)
-{
-    const struct timespec ts = {.tv_sec = ns / second_ns, .tv_nsec = ns % second_ns};
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL) == EINTR)
-        ;
-}
-
 static void leave(int fd, enum end end)
 {
     const struct linger at_once = {.l_onoff = 1};
@@ -218,7 +202,7 @@ static void stay(struct crowd *crowd, int fd)
         return;
     }
     crowd->staying[last] =
-        (struct staying){fd, now_ns() + (int64_t)(crowd->stay_seconds * (double)second_ns)};
+        (struct staying){fd, clock_ns() + (int64_t)(crowd->stay_seconds * (double)NS_PER_S)};
     crowd->count++;
 }
 
@@ -259,18 +243,18 @@ static void come(struct crowd *crowd, unsigned number)
 
 static double run(struct crowd *crowd)
 {
-    int64_t start = now_ns(), end = start + (int64_t)(crowd->seconds * (double)second_ns);
+    int64_t start = clock_ns(), end = start + (int64_t)(crowd->seconds * (double)NS_PER_S);
     for (unsigned number = 0;; number++) {
-        int64_t due = start + number * second_ns / crowd->rate;
+        int64_t due = start + number * NS_PER_S / crowd->rate;
         if (due >= end)
             break;
-        if (due > now_ns())
+        if (due > clock_ns())
             sleep_until(due);
-        end_stays(crowd, now_ns());
+        end_stays(crowd, clock_ns());
         come(crowd, number);
     }
     end_stays(crowd, INT64_MAX);
-    return (double)(now_ns() - start) / (double)second_ns;
+    return (double)(clock_ns() - start) / (double)NS_PER_S;
 }
 
 /* ---- The command line ---- */
@@ -281,15 +265,6 @@ static const char usage[] =
     "  --rate N          connections in a second (default: 1000)\n"
     "  --seconds S       for how long (default: 5)\n"
     "  --stay SECONDS    how long those stay that stall (default: 1)\n";
-
-static double parse_number(const char *option, const char *text, double maximum)
-{
-    char *end;
-    double value = strtod(text, &end);
-    if (end == text || *end || !(value > 0 && value <= maximum))
-        die("--%s takes a positive number up to %g, not '%s'", option, maximum, text);
-    return value;
-}
 
 static void parse(struct crowd *crowd, int argc, char **argv)
 {
@@ -313,13 +288,13 @@ static void parse(struct crowd *crowd, int argc, char **argv)
             address_tcp(&crowd->address, optarg);
             break;
         case RATE:
-            crowd->rate = (unsigned)parse_number("rate", optarg, 1e6);
+            crowd->rate = (unsigned)parse_positive("rate", optarg, 1e6);
             break;
         case SECONDS:
-            crowd->seconds = parse_number("seconds", optarg, 1e6);
+            crowd->seconds = parse_positive("seconds", optarg, 1e6);
             break;
         case STAY_SECONDS:
-            crowd->stay_seconds = parse_number("stay", optarg, 1e6);
+            crowd->stay_seconds = parse_positive("stay", optarg, 1e6);
             break;
         default:
             fputs(usage, id == HELP ? stdout : stderr);

@@ -36,8 +36,6 @@ enum {
     IOV_LIMIT = 1024, /* what one sendmsg takes */
 };
 
-#define NS_PER_S UINT64_C(1000000000)
-
 struct slot {
     uint64_t offset;
     uint64_t queued_ns;
@@ -83,14 +81,6 @@ struct load {
     struct latency latency;
 };
 
-static uint64_t clock_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
-}
-
-/* splitmix64 */
 static uint64_t load_random(struct load *load)
 {
     uint64_t z = load->random += UINT64_C(0x9e3779b97f4a7c15);
@@ -290,7 +280,7 @@ static void connection_receive(struct load *load, struct connection *c)
         die("cannot receive replies: %s", strerror((int)-n));
     if (n == 0)
         die("the server closed a connection with requests in flight");
-    load->now_ns = clock_ns();
+    load->now_ns = (uint64_t)clock_ns();
     const uint8_t *data = load->receive_buffer;
     for (size_t left = (size_t)n; left;) {
         size_t used = c->reading ? connection_payload(load, c, data, left)
@@ -316,7 +306,7 @@ static void connection_turn(struct load *load, struct connection *c, uint32_t ev
 
 static void load_run(struct load *load)
 {
-    load->start_ns = load->now_ns = clock_ns();
+    load->start_ns = load->now_ns = (uint64_t)clock_ns();
     load->deadline_ns = UINT64_MAX;
     if (load->options.seconds > 0)
         load->deadline_ns = load->start_ns + (uint64_t)(load->options.seconds * (double)NS_PER_S);
@@ -338,9 +328,9 @@ static void load_idle(struct load *load)
 {
     printf("ready=%u\n", load->options.connections);
     fflush(stdout);
-    load->start_ns = clock_ns();
+    load->start_ns = (uint64_t)clock_ns();
     usleep((useconds_t)(load->options.seconds * 1e6));
-    load->now_ns = clock_ns();
+    load->now_ns = (uint64_t)clock_ns();
     for (unsigned i = 0; i < load->options.connections; i++) {
         char byte;
         if (recv(load->connections[i].stream->fd, &byte, 1, MSG_DONTWAIT) >= 0 || errno != EAGAIN)
@@ -429,27 +419,11 @@ static void connection_init(struct load *load, unsigned index)
         die("cannot watch a connection: %s", strerror(errno));
 }
 
-static void load_read_credentials(struct load *load)
-{
-    const struct load_options *o = &load->options;
-    const struct tls_credentials_config config = {
-        .kind = o->tls_psk ? TLS_PSK : TLS_X509,
-        .endpoint = TLS_CLIENT,
-        .dir = o->tls_certificates,
-        .psk_file = o->tls_psk,
-        .verify_peer = true,
-    };
-    struct error error;
-    if ((o->tls_psk || o->tls_certificates) &&
-        tls_credentials_new(&config, &load->credentials, &error) < 0)
-        die("%s", error.text);
-}
-
 static void load_init(struct load *load)
 {
     struct load_options *o = &load->options;
     load->random = o->seed;
-    load_read_credentials(load);
+    load->credentials = session_credentials(o->tls_certificates, o->tls_psk, true);
     load->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     load->connections = allocate(o->connections, sizeof(*load->connections));
     load->receive_buffer = allocate(1, RECEIVE_BYTES);

@@ -88,6 +88,8 @@ LOADS = (
          8, pattern="seq", extra=True, tls="x509"),
     Load("tls-psk-256k", "256 KiB sequential read, depth 8, TLS, pre-shared keys", "read",
          256 * KIB, 8, pattern="seq", extra=True, tls="psk"),
+    Load("tls-x509-4k-d32", "4 KiB random read, depth 32, TLS, certificates", "read", 4 * KIB, 32,
+         extra=True, tls="x509"),
     Load("tls-psk-4k-d32", "4 KiB random read, depth 32, TLS, pre-shared keys", "read", 4 * KIB, 32,
          extra=True, tls="psk"),
     Load("tls-x509-write-256k", "256 KiB sequential write, depth 8, TLS, certificates", "write",

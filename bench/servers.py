@@ -70,10 +70,12 @@ def certtool(*arguments):
 class Endpoint:
     """
     Where a server listens: a Unix socket, or a TCP port of localhost. `tls`: over TLS with
-    certificates ("x509") or keys ("psk"), or "" for plain text.
+    certificates ("x509") or keys ("psk"), or "" for plain text. `choice`: clients may do without it,
+    as bench/load does then.
     """
 
-    def __init__(self, transport, directory, tls=""):
+    def __init__(self, transport, directory, tls="", choice=False):
+        self.choice = choice
         self.path = os.path.join(directory, "socket") if transport == "unix" else None
         self.tls = tls
         self.credentials = Credentials(directory)
@@ -82,8 +84,11 @@ class Endpoint:
 
     @property
     def load_arguments(self):
-        where = ["--unix", self.path] if self.path else ["--tcp", f"127.0.0.1:{TCP_PORT}"]
-        return where + self.credential_options()
+        return self.where + ([] if self.choice else self.credential_options())
+
+    @property
+    def where(self):
+        return ["--unix", self.path] if self.path else ["--tcp", f"127.0.0.1:{TCP_PORT}"]
 
     def credential_options(self):
         """As nbdkit and bench/load call them."""
@@ -302,6 +307,9 @@ class Evnbd(QemuNbd):
     name = "evnbd"
     peer = False
 
+    def tls_options(self, endpoint):
+        return super().tls_options(endpoint) + (["--tls=on"] if endpoint.choice else [])
+
 
 class Nbdkit(Server):
     name = "nbdkit"
@@ -312,7 +320,8 @@ class Nbdkit(Server):
     def argv(self, image, endpoint, pid_file, directory):
         listen = ["-U", endpoint.path] if endpoint.path else ["-i", "127.0.0.1", "-p",
                                                               str(TCP_PORT)]
-        tls = ["--tls=require", *endpoint.credential_options()] if endpoint.tls else []
+        tls = [f"--tls={'on' if endpoint.choice else 'require'}",
+               *endpoint.credential_options()] if endpoint.tls else []
         return [self.program, "-f", *listen, *tls, "file", image.path]
 
 

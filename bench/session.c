@@ -176,3 +176,21 @@ struct stream *session_open(const struct address *address, const char *export_na
         die("the server did not tell the size of export '%s', or it is empty", export_name);
     return s;
 }
+
+struct tls_credentials *session_credentials(const char *certificates, const char *psk,
+                                            bool verify_peer)
+{
+    const struct tls_credentials_config config = {
+        .kind = psk ? TLS_PSK : TLS_X509,
+        .endpoint = TLS_CLIENT,
+        .dir = certificates,
+        .psk_file = psk,
+        .verify_peer = verify_peer,
+    };
+    struct tls_credentials *credentials = NULL;
+    struct error error;
+
+    if ((psk || certificates) && tls_credentials_new(&config, &credentials, &error) < 0)
+        die("%s", error.text);
+    return credentials;
+}

@@ -13,6 +13,13 @@ struct export_info {
 };
 
 /*
+ * Of a client, from a directory of certificates or a file of keys; NULL for both: NULL.  Never
+ * fails: it ends the program.
+ */
+struct tls_credentials *session_credentials(const char *certificates, const char *psk,
+                                            bool verify_peer);
+
+/*
  * Connects and brings NBD_OPT_GO behind it, inside of TLS if there are credentials (NULL: none),
  * with a server whose certificate is for "localhost".  Never fails: it ends the program.
  */
