@@ -169,6 +169,7 @@ static void cut_workload(struct tester *t, const struct content *before)
         job.numbers[i] = recorder_file(image_file(row, i));
     records = recorder_take(&job.count);
     job.records = records;
+    image_data_only(row, job.data_only);
     recorder_remove();
     t->total = cut_all(&job);
     t->choice = prng_of(t->settings.seed + t->total);
@@ -198,7 +199,7 @@ static int run_workload(struct tester *t, const struct content *fresh, const uin
     image_restore(row, fresh);
     sim_engine_seed(t->settings.seed);
     recorder_install();
-    history = history_new(now, row->bytes, image_snapshot(row));
+    history = history_new(now, row->bytes, image_snapshot(row), image_bitmap(row));
     err = workload_run(row, t->workload, t->settings.seed, now, history, &error);
     t->judge.history = history;
     if (err == 0) {
@@ -355,9 +356,10 @@ static void print_result(const struct tester *t)
     const struct judge *j = &t->judge;
 
     printf("%lu workloads, %lu states rebuilt and checked, %lu more of cut recoveries, "
-           "%lu second opinions, %lu corrupt, %lu with flushed data lost, %lu failures\n",
-           t->workloads, j->states, j->recoveries, j->second_opinions, j->corrupt, j->lost,
-           t->failures);
+           "%lu second opinions, %lu bitmaps compared, %lu corrupt, %lu with flushed data lost, "
+           "%lu failures\n",
+           t->workloads, j->states, j->recoveries, j->second_opinions, j->bitmaps, j->corrupt,
+           j->lost, t->failures);
 }
 
 static void go_for_long(struct settings *s)

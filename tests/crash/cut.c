@@ -8,11 +8,13 @@
 #include "base/checked.h"
 
 #include <stdlib.h>
+#include <sys/uio.h>
 
 #define SECTOR 512
 #define EXHAUSTIVE 12 /* so many uncovered changes: all subsets */
 #define TEARS 8       /* places where a write is torn */
 #define RANDOM 1000   /* random subsets, where there are too many for all */
+#define GARBAGE 2     /* states with garbage, before each sync */
 #define TORN_RANDOM 3 /* states with every uncovered change lost, kept or torn by chance */
 
 struct cutter {
@@ -23,6 +25,7 @@ struct cutter {
     size_t point;
     uint64_t number;
     bool stopped;
+    bool garbage; /* in the state that is being built */
     struct prng prng;
 };
 
@@ -66,8 +69,14 @@ static bool begin(struct cutter *c)
 
 static void end(struct cutter *c, const char *kind)
 {
-    struct cut_state state = {c->number, kind, c->point, c->unsynced_count, c->built};
+    struct cut_state state = {.number = c->number,
+                              .kind = kind,
+                              .point = c->point,
+                              .unsynced = c->unsynced_count,
+                              .garbage = c->garbage,
+                              .files = c->built};
 
+    c->garbage = false;
     c->stopped = !c->job->visit(c->job->arg, &state);
 }
 
@@ -187,6 +196,57 @@ static void cut_subsets(struct cutter *c)
     }
 }
 
+static void spoil(struct content *content, uint64_t at, uint64_t end, struct prng *prng)
+{
+    struct iovec iov;
+    uint8_t garbage[SECTOR];
+    struct change *change;
+
+    prng_fill(prng, garbage, end - at);
+    iov = (struct iovec){garbage, end - at};
+    change = change_write(&iov, 1, at, end - at);
+    content_apply(content, change);
+    free(change);
+}
+
+/* A write of which each sector is old, new, or, where that may be, garbage. */
+static void apply_garbled(struct cutter *c, size_t i, struct prng *prng)
+{
+    const struct change *change = change_at(c, i);
+    struct content *content = file_at(c, c->built, c->unsynced[i]);
+    uint64_t end = change->offset + change->length, next;
+    unsigned f = (unsigned)(content - c->built);
+    uint64_t from = c->job->data_only[f] ? 0 : align_up(c->durable[f].size, SECTOR);
+
+    if (change->kind != CHANGE_WRITE) {
+        content_apply_torn(content, change, prng);
+        return;
+    }
+    for (uint64_t at = change->offset; at < end; at = next) {
+        uint64_t fate = prng_below(prng, 3);
+
+        next = min_u64(align_down(at, SECTOR) + SECTOR, end);
+        if (fate == 0)
+            content_apply_part(content, change, at, next - at);
+        else if (fate == 1 && at >= from)
+            spoil(content, at, next, prng);
+    }
+}
+
+static void cut_garbage(struct cutter *c)
+{
+    for (unsigned k = 0; k < GARBAGE && c->unsynced_count > 0; k++) {
+        struct prng prng = prng_of(prng_next(&c->prng));
+
+        if (!begin(c))
+            continue;
+        c->garbage = true;
+        for (size_t i = 0; i < c->unsynced_count; i++)
+            apply_garbled(c, i, &prng);
+        end(c, "garbage in the sectors that were being written");
+    }
+}
+
 static void set_size(struct content *content, uint64_t size)
 {
     struct change *change = change_size(size);
@@ -274,6 +334,7 @@ uint64_t cut_all(const struct cut_job *job)
         if (sizes_change(&c))
             cut_sizes(&c);
         cut_subsets(&c);
+        cut_garbage(&c);
     }
     for (unsigned f = 0; f < CUT_FILES; f++) {
         content_fini(&c.durable[f]);

@@ -3,6 +3,10 @@
  * What a power cut can leave of recorded changes to a few files: after each record everything, or
  * the last write torn at 512 bytes; and before each sync any of the changes since the last one
  * lost, sizes without data, and data without sizes.  An fdatasync covers its own file.
+ *
+ * A sector that was being written may also hold garbage, where a device or a file system can leave
+ * that: in what only holds data, and behind the file's durable end.  Metadata that is overwritten
+ * in place cannot be kept from that without a journal; its sectors are old or new.
  */
 #ifndef EVNBD_TESTS_CRASH_CUT_H
 #define EVNBD_TESTS_CRASH_CUT_H
@@ -16,6 +20,7 @@ struct cut_state {
     const char *kind;      /* for people */
     size_t point;          /* records that had happened, or might have */
     size_t unsynced;       /* of them: changes that no sync covers */
+    bool garbage;          /* in sectors that were being written */
     struct content *files; /* CUT_FILES */
 };
 
@@ -24,6 +29,7 @@ struct cut_job {
     size_t count;
     const struct content *before; /* CUT_FILES: what the files held before the first record */
     int numbers[CUT_FILES];       /* the recorder's number of each; negative: not in the records */
+    bool data_only[CUT_FILES];    /* no metadata in it */
     unsigned subsets;             /* states with lost changes, before each sync at most */
     uint64_t seed;                /* which, when there are more */
     /* Whether the state of that number is to be built. NULL: all. */

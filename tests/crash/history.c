@@ -43,15 +43,18 @@ static uint8_t *copy_bytes(const uint8_t *data, uint64_t length)
     return memcpy(check_memory(malloc(length + 1)), data, length);
 }
 
-struct history *history_new(const uint8_t *data, uint64_t size, const char *snapshot)
+struct history *history_new(const uint8_t *data, uint64_t size, const char *snapshot,
+                            const char *bitmap)
 {
-    struct world world = {.count = snapshot ? 1 : 0};
+    struct world world = {.count = snapshot ? 1 : 0, .bitmap_count = bitmap ? 1 : 0};
     struct history *h = check_memory(calloc(1, sizeof(*h)));
     size_t first = history_began(h, EVENT_DURABLE | EVENT_SIZE | EVENT_WORLD, data, 0,
                                  div_round_up(size, SECTOR_SIZE));
 
     if (snapshot)
         world.snapshots[0] = history_save(h, snapshot, data, size);
+    if (bitmap)
+        world.bitmaps[0] = history_save(h, bitmap, data, size);
     history_resizes(h, size);
     history_changes_world(h, &world);
     history_returned(h, first, false);
@@ -198,8 +201,7 @@ bool history_in_verb(const struct history *h, size_t point)
     for (size_t i = 0; i < h->count; i++) {
         const struct event *e = &h->events[i];
 
-        if ((e->flags & (EVENT_SIZE | EVENT_WORLD)) && has_begun(e, point) &&
-            !has_returned(e, point))
+        if ((e->flags & EVENT_SHARES) && has_begun(e, point) && !has_returned(e, point))
             return true;
     }
     return false;
@@ -253,8 +255,8 @@ static bool allows_bytes(const struct history *h, size_t point, size_t from, uin
 }
 
 /* `from`: the last durable event of the sector. */
-static bool allows_sector(const struct history *h, size_t point, size_t from, uint64_t sector,
-                          const uint8_t *seen, size_t length)
+static bool allows_sector(const struct history *h, size_t point, bool garbage, size_t from,
+                          uint64_t sector, const uint8_t *seen, size_t length)
 {
     bool partial = false;
 
@@ -264,15 +266,15 @@ static bool allows_sector(const struct history *h, size_t point, size_t from, ui
 
         if (!value || !has_begun(e, point))
             continue;
-        if (memcmp(seen, value, length) == 0)
+        if ((garbage && i > from) || memcmp(seen, value, length) == 0)
             return true;
         partial |= e->flags & EVENT_PARTIAL;
     }
     return partial && allows_bytes(h, point, from, sector, seen, length);
 }
 
-bool history_allows(const struct history *h, size_t point, const uint8_t *seen, uint64_t size,
-                    uint64_t *ret_sector)
+bool history_allows(const struct history *h, size_t point, bool garbage, const uint8_t *seen,
+                    uint64_t size, uint64_t *ret_sector)
 {
     uint64_t sectors = div_round_up(size, SECTOR_SIZE), flushed = flushed_tick(h, point);
     uint32_t *last = check_memory(calloc(sectors + 1, sizeof(*last)));
@@ -287,7 +289,7 @@ bool history_allows(const struct history *h, size_t point, const uint8_t *seen, 
             last[s] = (uint32_t)i;
     }
     for (s = 0; s < sectors; s++) {
-        if (!allows_sector(h, point, last[s], s, seen + s * SECTOR_SIZE,
+        if (!allows_sector(h, point, garbage, last[s], s, seen + s * SECTOR_SIZE,
                            min_u64(SECTOR_SIZE, size - s * SECTOR_SIZE)))
             break;
     }

@@ -37,12 +37,18 @@ int image_make(const struct image_row *row, uint8_t *model, struct error *error)
 /* The snapshot that it has then, which holds the same; or NULL. */
 const char *image_snapshot(const struct image_row *row);
 
+/* The bitmap that it has then, all clean; or NULL. */
+const char *image_bitmap(const struct image_row *row);
+
 /* Opens it, with its options. */
 int image_open(const struct image_row *row, unsigned flags, const char *snapshot, struct node **ret,
                struct error *error);
 
 /* The files that belong to it and may change. NULL: no more. */
 const char *image_file(const struct image_row *row, unsigned index);
+
+/* Which of them hold no metadata; `ret` has CUT_FILES. */
+void image_data_only(const struct image_row *row, bool *ret);
 
 /* The files into contents, and back. `files` has CUT_FILES. */
 void image_copy(const struct image_row *row, struct content *files);
@@ -52,5 +58,14 @@ void image_save(const struct image_row *row, const struct content *files, const 
 
 /* Whether the tests' own checker (tests/support/qcow2_image.h) can judge such images. */
 bool image_counts_alone(const struct image_row *row);
+
+/* Whether worker threads decode some of it, so that no run is quite as another. */
+bool image_varies(const struct image_row *row);
+
+/* The file that holds the disk by itself, or NULL. */
+const char *image_raw_file(const struct image_row *row);
+
+/* What qemu-img is to be told to open disk.img in its directory, as a shell reads it. */
+void image_qemu_arguments(const struct image_row *row, char *ret, size_t size);
 
 #endif

@@ -3,6 +3,7 @@
 #include "tests/crash/judge.h"
 
 #include "base/checked.h"
+#include "blockcore/bitmap.h"
 #include "blockcore/block.h"
 #include "blockcore/check.h"
 #include "blockcore/snapshot.h"
@@ -105,13 +106,37 @@ static bool read_disk(struct judge *j, struct node *node)
         return fail(j, LOST, "the disk has %lu bytes", node->size);
     if (block_read(node, j->seen, node->size, 0) < 0)
         return fail(j, 0, "the disk cannot be read");
-    if (!history_allows(j->history, j->point, j->seen, node->size, &sector))
+    if (!history_allows(j->history, j->point, j->garbage, j->seen, node->size, &sector))
         return fail(j, LOST, "sector %lu is neither what was flushed nor what was written later",
                     sector);
     return true;
 }
 
-static bool same_world(const struct block_snapshots *list, const struct world *world)
+/*
+ * What holds the disk by itself does at any moment; but there a write fills whole clusters, so that
+ * garbage can be next to what was asked to be written.
+ */
+static bool read_raw_file(struct judge *j)
+{
+    const char *path = image_raw_file(j->row);
+    uint64_t sector = 0;
+    uint8_t *data;
+    size_t size;
+    bool ok = true;
+
+    if (!path || j->garbage)
+        return true;
+    data = sim_disk_content(path, &size);
+    if (!history_allows_size(j->history, j->point, size))
+        ok = fail(j, LOST, "%s has %zu bytes", path, size);
+    else if (!history_allows(j->history, j->point, j->garbage, data, size, &sector))
+        ok = fail(j, LOST, "sector %lu of %s is neither what was flushed nor was written later",
+                  sector, path);
+    free(data);
+    return ok;
+}
+
+static bool same_snapshots(const struct block_snapshots *list, const struct world *world)
 {
     if (list->count != world->count)
         return false;
@@ -122,24 +147,65 @@ static bool same_world(const struct block_snapshots *list, const struct world *w
     return true;
 }
 
+/* Whether all that differs from `clean` is dirty. */
+static bool bitmap_tells(struct judge *j, struct block_bitmap *bitmap, const struct saved *clean)
+{
+    uint64_t size = min_u64(bitmap->size, clean->size);
+    struct block_bitmap_extent extent;
+
+    j->bitmaps++;
+    for (uint64_t at = 0; at < size; at += extent.length) {
+        if (block_bitmap_next(bitmap, at, size - at, &extent) < 0)
+            return fail(j, 0, "bitmap %s cannot be read", bitmap->name);
+        if (!extent.dirty && memcmp(j->seen + at, clean->data + at, extent.length) != 0)
+            return fail(j, LOST, "bitmap %s calls bytes clean that have changed, in %lu at %lu",
+                        bitmap->name, extent.length, at);
+    }
+    return true;
+}
+
+/* What the disk holds is in j->seen. Bitmaps that cannot be used promise nothing but to be there.
+ */
+static bool same_bitmaps(struct judge *j, struct node *node, const struct world *world)
+{
+    size_t count = 0;
+
+    while (block_bitmap_get(node, count))
+        count++;
+    if (count != world->bitmap_count)
+        return fail(j, LOST, "it has %zu bitmaps instead of %u", count, world->bitmap_count);
+    for (unsigned i = 0; i < world->bitmap_count; i++) {
+        const struct saved *clean = world->bitmaps[i];
+        struct block_bitmap *bitmap = block_bitmap_get_named(node, clean->name);
+
+        if (!bitmap)
+            return fail(j, LOST, "bitmap %s is gone", clean->name);
+        if (!bitmap->unusable && !bitmap_tells(j, bitmap, clean))
+            return false;
+    }
+    return true;
+}
+
+/* The failures of worlds that it is not count only if it is none of them. */
 static const struct world *find_world(struct judge *j, struct node *node)
 {
+    uint64_t corrupt = j->corrupt, lost = j->lost;
     const struct world *world = NULL;
     struct block_snapshots list;
     struct error error = {.text = ""};
+    bool listed = block_snapshots_list(node, &list, &error) == 0;
 
-    if (block_snapshots_list(node, &list, &error) < 0) {
-        block_snapshots_fini(&list);
+    if (!listed)
         fail(j, 0, "the snapshots cannot be listed: %s", error.text);
-        return NULL;
-    }
-    for (size_t i = 0; (world = history_world(j->history, j->point, i)); i++) {
-        if (same_world(&list, world))
+    else
+        fail(j, LOST, "it has %zu snapshots, and not those that it may have", list.count);
+    for (size_t i = 0; listed && (world = history_world(j->history, j->point, i)); i++) {
+        if (same_snapshots(&list, world) && same_bitmaps(j, node, world))
             break;
     }
-    if (!world)
-        fail(j, LOST, "the image has %zu snapshots, and not those that it may have", list.count);
     block_snapshots_fini(&list);
+    j->corrupt = corrupt;
+    j->lost = lost + (world == NULL);
     return world;
 }
 
@@ -170,7 +236,10 @@ static bool look(struct judge *j, enum damage allowed, bool disk)
         allowed = LEAKS;
     if (image_open(j->row, 0, NULL, &node, &error) < 0)
         return fail(j, 0, "it does not open: %s", error.text);
-    ok = check_node(j, node, allowed) && count_alone(j, allowed) && (!disk || read_disk(j, node));
+    ok = check_node(j, node, allowed) && count_alone(j, allowed) &&
+         (!disk || (read_disk(j, node) && read_raw_file(j)));
+    if (ok && !disk && block_read(node, j->seen, node->size, 0) < 0)
+        ok = fail(j, 0, "the disk cannot be read");
     if (ok && node->driver->snapshots) {
         world = find_world(j, node);
         ok = world != NULL;
@@ -261,6 +330,7 @@ static bool cut_recovery(struct judge *j, const struct recovery *recovery,
 
     job.records = records;
     memcpy(job.numbers, numbers, sizeof(job.numbers));
+    image_data_only(j->row, job.data_only);
     recorder_remove();
     if (ok && job.count > 0)
         cut_all(&job);
@@ -320,7 +390,7 @@ static bool use_on(struct judge *j)
 
 static bool ask_qemu(struct judge *j, const struct content *files)
 {
-    char text[200];
+    char text[200], arguments[256];
 
     if (!FORMAT_HAS_CHECK(j->row) || j->qemu_every == 0 || j->states % j->qemu_every != 0)
         return true;
@@ -328,7 +398,8 @@ static bool ask_qemu(struct judge *j, const struct content *files)
         j->directory = test_dir_make();
     j->second_opinions++;
     image_save(j->row, files, j->directory);
-    return qemu_check(j->directory, j->row->format, text, sizeof(text)) ||
+    image_qemu_arguments(j->row, arguments, sizeof(arguments));
+    return qemu_check(j->directory, arguments, text, sizeof(text)) ||
            fail(j, 0, "qemu-img check: %s", text);
 }
 
@@ -353,6 +424,7 @@ bool judge_state(struct judge *j, const struct cut_state *state)
 
     j->states++;
     j->point = state->point;
+    j->garbage = state->garbage;
     if (!j->seen && !(j->seen = malloc(WORKLOAD_ROOM * j->row->bytes)))
         test_die("out of memory");
     image_restore(j->row, state->files);

@@ -21,11 +21,13 @@ struct judge {
 
     /* Counted here. */
     uint64_t states, recoveries, second_opinions;
+    uint64_t bitmaps;       /* compared with what had changed */
     uint64_t corrupt, lost; /* failures: the image, the data */
     char text[512];         /* of the last failure */
 
     /* Its own. */
     size_t point;
+    bool garbage;    /* the state has some */
     bool leaky_bits; /* the last check found copied bits to be wrong */
     uint8_t *seen;
     char *directory;

@@ -20,15 +20,16 @@ bool qemu_check_possible(void)
     return system("qemu-img --version >/dev/null 2>&1") == 0;
 }
 
-/* Runs it; *ret_only_copied: all errors are about copied bits. Returns its status. */
-static int run_check(const char *directory, const char *arguments, char *text, size_t size,
-                     bool *ret_only_copied)
+/* `repair` may be "". Runs it; *ret_only_copied: all errors are about copied bits. Returns its
+ * status. */
+static int run_check(const char *directory, const char *repair, const char *arguments, char *text,
+                     size_t size, bool *ret_only_copied)
 {
-    char command[512], line[512];
+    char command[1024], line[512];
     FILE *pipe;
     int status;
 
-    snprintf(command, sizeof(command), "cd '%s' && qemu-img check %s disk.img 2>&1", directory,
+    snprintf(command, sizeof(command), "cd '%s' && qemu-img check %s %s 2>&1", directory, repair,
              arguments);
     pipe = popen(command, "r");
     if (!pipe)
@@ -46,19 +47,14 @@ static int run_check(const char *directory, const char *arguments, char *text, s
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-bool qemu_check(const char *directory, const char *format, char *text, size_t size)
+bool qemu_check(const char *directory, const char *arguments, char *text, size_t size)
 {
-    char arguments[64];
     bool only_copied;
-    int status;
+    int status = run_check(directory, "", arguments, text, size, &only_copied);
 
-    snprintf(arguments, sizeof(arguments), "-f %s", format);
-    status = run_check(directory, arguments, text, size, &only_copied);
     if (status == ERRORS && only_copied) {
-        snprintf(arguments, sizeof(arguments), "-r leaks -f %s", format);
-        run_check(directory, arguments, text, size, &only_copied);
-        snprintf(arguments, sizeof(arguments), "-f %s", format);
-        status = run_check(directory, arguments, text, size, &only_copied);
+        run_check(directory, "-r leaks", arguments, text, size, &only_copied);
+        status = run_check(directory, "", arguments, text, size, &only_copied);
     }
     if (status != NO_ERRORS && status != LEAKS && !text[0])
         snprintf(text, size, "exit status %d", status);

@@ -10,9 +10,10 @@
 bool qemu_check_possible(void);
 
 /*
- * Checks disk.img in the directory, which may be changed.  Whether it has leaks at most; else
+ * Checks the image in the directory, which may be changed; `arguments` as of image_qemu_arguments.
+ * Whether it has leaks at most; else
  * `text` gets the first line that tells otherwise.
  */
-bool qemu_check(const char *directory, const char *format, char *text, size_t size);
+bool qemu_check(const char *directory, const char *arguments, char *text, size_t size);
 
 #endif

@@ -8,8 +8,7 @@
 
 #include "base/checked.h"
 #include "base/colock.h"
-#include "blockcore/block.h"
-#include "blockcore/snapshot.h"
+#include "tests/crash/operation.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -17,252 +16,33 @@
 #include <string.h>
 
 #define RANDOM_MAX 64
-#define TOGETHER_MAX 4
+#define TOGETHER_MAX 4 /* lanes */
+#define LANE_MAX 3
 #define RANDOM_PREFIX "random:"
 
-struct run {
-    const struct image_row *row;
-    struct history *history;
-    struct node *node;
-    uint8_t *model; /* WORKLOAD_ROOM * row->bytes; zeroes behind the disk's end */
-    uint64_t size;
-    struct world world;
-    unsigned names; /* given to snapshots so far */
-    uint64_t hot;   /* where many operations go */
-    struct prng prng;
-};
-
-/* One operation on its way. */
-struct step {
-    struct run *run;
+/* The operations that a workload on such an image may have; `index` from 0; NULL: no more. */
+static const struct operation *operation_of(const struct image_row *row, bool random,
+                                            uint64_t index)
+{
+    bool raw = strcmp(row->format, "raw") == 0;
+    unsigned without = raw ? OP_QCOW2 : 0;
     const struct operation *operation;
-    uint64_t offset, length;
-    uint64_t seed;
-    struct error error;
-};
 
-enum {
-    OP_TOGETHER = 1 << 0, /* it may run with others */
-    OP_VERB = 1 << 1,     /* a verb that a format may lack; it may be refused */
-};
-
-struct operation {
-    const char *name;
-    int (*run)(struct step *step);
-    unsigned flags;
-    uint64_t length; /* bytes; 0: a cluster */
-    unsigned arg;
-};
-
-static size_t begin_range(struct step *s, unsigned flags)
-{
-    uint64_t first = s->offset / SECTOR_SIZE;
-    uint64_t end = div_round_up(s->offset + s->length, SECTOR_SIZE);
-
-    if ((s->offset | s->length) % SECTOR_SIZE != 0)
-        flags |= EVENT_PARTIAL;
-    return history_began(s->run->history, flags, s->run->model, first, end - first);
-}
-
-static int op_write(struct step *s)
-{
-    struct run *r = s->run;
-    struct prng prng = prng_of(s->seed);
-    size_t event;
-    int err;
-
-    prng_fill(&prng, r->model + s->offset, s->length);
-    event = begin_range(s, s->operation->arg & BLOCK_FUA ? EVENT_DURABLE : 0);
-    err = block_write(r->node, r->model + s->offset, s->length, s->offset, s->operation->arg);
-    history_returned(r->history, event, err < 0);
-    return err;
-}
-
-static int op_zero(struct step *s)
-{
-    struct run *r = s->run;
-    size_t event;
-    int err;
-
-    memset(r->model + s->offset, 0, s->length);
-    event = begin_range(s, 0);
-    err = block_zero(r->node, s->offset, s->length, s->operation->arg);
-    history_returned(r->history, event, err < 0);
-    return err;
-}
-
-/* Each sector may become zero or stay; what it is becomes known afterwards. */
-static int op_trim(struct step *s)
-{
-    struct run *r = s->run;
-    uint8_t *at = r->model + s->offset, *old = malloc(s->length);
-    size_t event;
-    int err;
-
-    if (!old)
-        return -ENOMEM;
-    memcpy(old, at, s->length);
-    memset(at, 0, s->length);
-    event = begin_range(s, EVENT_NEVER | EVENT_PARTIAL);
-    memcpy(at, old, s->length);
-    free(old);
-    err = block_discard(r->node, s->offset, s->length, 0);
-    history_returned(r->history, event, err < 0);
-    if (err == 0)
-        err = block_read(r->node, at, s->length, s->offset);
-    if (err == 0)
-        history_returned(r->history, begin_range(s, 0), false);
-    return err;
-}
-
-static int op_flush(struct step *s)
-{
-    struct run *r = s->run;
-    size_t event = history_began(r->history, EVENT_FLUSH, r->model, 0, 0);
-    int err = block_flush(r->node);
-
-    history_returned(r->history, event, err < 0);
-    return err;
-}
-
-static int op_close(struct step *s)
-{
-    struct run *r = s->run;
-    size_t event = history_began(r->history, EVENT_FLUSH, r->model, 0, 0);
-
-    node_unref(r->node);
-    r->node = NULL;
-    history_returned(r->history, event, false);
-    return image_open(r->row, NODE_WRITABLE | NODE_UNMAP, NULL, &r->node, &s->error);
-}
-
-#define VERB_FLAGS (EVENT_FLUSH | EVENT_DURABLE)
-
-/* A verb that was refused leaves all as it was. */
-static int end_verb(struct step *s, size_t event, const struct world *old, int err)
-{
-    history_returned(s->run->history, event, err < 0);
-    if (err < 0)
-        s->run->world = *old;
-    return 0;
-}
-
-static int op_snapshot_create(struct step *s)
-{
-    struct run *r = s->run;
-    struct world old = r->world;
-    char name[HISTORY_NAME_MAX];
-    size_t event;
-
-    if (old.count == SNAPSHOTS_MAX)
-        return 0;
-    snprintf(name, sizeof(name), "s%u", ++r->names);
-    r->world.snapshots[r->world.count++] = history_save(r->history, name, r->model, r->size);
-    event = history_began(r->history, VERB_FLAGS, r->model, 0, 0);
-    history_changes_world(r->history, &r->world);
-    return end_verb(s, event, &old, block_snapshot_create(r->node, name, &s->error));
-}
-
-static unsigned pick_snapshot(struct step *s)
-{
-    struct prng prng = prng_of(s->seed);
-
-    return (unsigned)prng_below(&prng, s->run->world.count);
-}
-
-static int choose(struct run *r, unsigned victim, struct error *error,
-                  int (*verb)(struct node *node, const struct block_snapshot_choice *choice,
-                              struct error *error))
-{
-    char name[HISTORY_NAME_MAX];
-    struct block_snapshot_choice choice = {.name = name};
-
-    memcpy(name, r->world.snapshots[victim]->name, sizeof(name));
-    return verb(r->node, &choice, error);
-}
-
-static int op_snapshot_delete(struct step *s)
-{
-    struct run *r = s->run;
-    struct world old = r->world, new = r->world;
-    unsigned victim = pick_snapshot(s);
-    size_t event;
-    int err;
-
-    if (old.count == 0)
-        return 0;
-    for (unsigned i = victim + 1; i < old.count; i++)
-        new.snapshots[i - 1] = old.snapshots[i];
-    new.count--;
-    event = history_began(r->history, VERB_FLAGS, r->model, 0, 0);
-    history_changes_world(r->history, &new);
-    err = choose(r, victim, &s->error, block_snapshot_delete);
-    r->world = new;
-    return end_verb(s, event, &old, err);
-}
-
-/* The disk becomes `size` bytes of `data`, as far as that goes. */
-static size_t begin_disk(struct run *r, uint8_t *whole, const uint8_t *data, uint64_t size)
-{
-    size_t event;
-
-    memset(whole, 0, WORKLOAD_ROOM * r->row->bytes);
-    memcpy(whole, data, size);
-    event = history_began(r->history, VERB_FLAGS, whole, 0,
-                          WORKLOAD_ROOM * r->row->bytes / SECTOR_SIZE);
-    history_resizes(r->history, size);
-    return event;
-}
-
-static int op_snapshot_apply(struct step *s)
-{
-    struct run *r = s->run;
-    unsigned chosen = pick_snapshot(s);
-    const struct saved *saved = r->world.snapshots[chosen];
-    uint8_t *whole = malloc(WORKLOAD_ROOM * r->row->bytes);
-    size_t event;
-    int err;
-
-    if (!whole || r->world.count == 0) {
-        free(whole);
-        return 0;
+    if (random && !image_varies(row))
+        without |= OP_WORKER;
+    for (size_t i = 0; (operation = operation_get(i)); i++) {
+        if (!(operation->flags & without) && index-- == 0)
+            break;
     }
-    event = begin_disk(r, whole, saved->data, saved->size);
-    err = choose(r, chosen, &s->error, block_snapshot_apply);
-    if (err == 0) {
-        memcpy(r->model, whole, WORKLOAD_ROOM * r->row->bytes);
-        r->size = saved->size;
-    }
-    free(whole);
-    return end_verb(s, event, &r->world, err);
+    return operation;
 }
 
-/* Those that may run together stand first, verbs last. */
-static const struct operation operations[] = {
-    {"write-512", op_write, OP_TOGETHER, 512, 0},
-    {"write-4k", op_write, OP_TOGETHER, 4096, 0},
-    {"write-cluster", op_write, OP_TOGETHER, 0, 0},
-    {"write-unaligned", op_write, OP_TOGETHER, 1337, 0},
-    {"write-fua", op_write, OP_TOGETHER, 4096, BLOCK_FUA},
-    {"zero", op_zero, OP_TOGETHER, 0, 0},
-    {"zero-unmap", op_zero, OP_TOGETHER, 0, ZERO_MAY_UNMAP},
-    {"trim", op_trim, OP_TOGETHER, 0, 0},
-    {"flush", op_flush, OP_TOGETHER, 0, 0},
-    {"close", op_close, 0, 0, 0},
-    {"snapshot-create", op_snapshot_create, OP_VERB, 0, 0},
-    {"snapshot-delete", op_snapshot_delete, OP_VERB, 0, 0},
-    {"snapshot-apply", op_snapshot_apply, OP_VERB, 0, 0},
-};
-
-/* The operations that images of this row have come first in the table; raw has no verbs. */
-static unsigned operation_count(const struct image_row *row)
+static unsigned operation_count(const struct image_row *row, bool random)
 {
-    unsigned n = ARRAY_SIZE(operations);
+    unsigned n = 0;
 
-    if (strcmp(row->format, "raw") == 0) {
-        while (operations[n - 1].flags & OP_VERB)
-            n--;
-    }
+    while (operation_of(row, random, n))
+        n++;
     return n;
 }
 
@@ -270,14 +50,14 @@ static unsigned together_count(void)
 {
     unsigned n = 0;
 
-    while (operations[n].flags & OP_TOGETHER)
+    while (operation_get(n)->flags & OP_TOGETHER)
         n++;
     return n;
 }
 
 uint64_t workload_count(const struct image_row *row)
 {
-    uint64_t n = operation_count(row), all = 0;
+    uint64_t n = operation_count(row, false), all = 0;
 
     for (unsigned i = 0; i < WORKLOAD_SERIES_MAX; i++)
         all = (all + 1) * n;
@@ -286,7 +66,7 @@ uint64_t workload_count(const struct image_row *row)
 
 void workload_name(const struct image_row *row, uint64_t index, char *ret)
 {
-    uint64_t n = operation_count(row), series = n;
+    uint64_t n = operation_count(row, false), series = n;
     unsigned length = 1;
     size_t at = 0;
 
@@ -297,21 +77,12 @@ void workload_name(const struct image_row *row, uint64_t index, char *ret)
     }
     for (; length > 0; length--, index /= n)
         at += (size_t)snprintf(ret + at, WORKLOAD_NAME_MAX - at, "%s%s", at > 0 ? "," : "",
-                               operations[index % n].name);
+                               operation_of(row, false, index % n)->name);
 }
 
 void workload_random_name(uint64_t seed, char *ret)
 {
     snprintf(ret, WORKLOAD_NAME_MAX, RANDOM_PREFIX "%lu", seed);
-}
-
-static const struct operation *operation_find(const char *name, size_t length)
-{
-    for (size_t i = 0; i < ARRAY_SIZE(operations); i++) {
-        if (strlen(operations[i].name) == length && strncmp(operations[i].name, name, length) == 0)
-            return &operations[i];
-    }
-    return NULL;
 }
 
 /* Where it goes: often to the same few clusters, at their start or somewhere in them. */
@@ -380,33 +151,61 @@ static bool steps_meet(const struct step *a, const struct step *b)
     return align_down(a->offset, SECTOR_SIZE) < b_end && align_down(b->offset, SECTOR_SIZE) < a_end;
 }
 
-/* A few at the same time, with a flush among them or not. */
+/* Steps that are done one after another. */
+struct lane {
+    struct step steps[LANE_MAX];
+    unsigned count;
+};
+
+static int run_lane(void *arg)
+{
+    struct lane *lane = arg;
+    int err = 0;
+
+    for (unsigned i = 0; i < lane->count && err == 0; i++)
+        err = run_step(&lane->steps[i]);
+    return err;
+}
+
+static bool lanes_meet(const struct lane *lanes, unsigned count, const struct step *step)
+{
+    for (unsigned i = 0; i < count; i++) {
+        for (unsigned k = 0; k < lanes[i].count; k++) {
+            if (steps_meet(&lanes[i].steps[k], step))
+                return true;
+        }
+    }
+    return false;
+}
+
+/* A few lanes at the same time, with flushes among them or not. */
 static int run_together(struct run *r, unsigned count, struct error *error)
 {
-    struct step steps[TOGETHER_MAX];
+    struct lane *lanes = calloc(count, sizeof(*lanes));
     struct co_group group;
-    unsigned started = 0;
     int err;
 
+    if (!lanes)
+        test_die("out of memory");
     co_group_init(&group);
-    for (unsigned i = 0; i < count; i++) {
-        bool meets = false;
+    for (unsigned i = 0; i < count * LANE_MAX; i++) {
+        struct lane *lane = &lanes[i % count];
+        struct step step = step_of(r, operation_get(prng_below(&r->prng, together_count())));
 
-        steps[started] = step_of(r, &operations[prng_below(&r->prng, together_count())]);
-        for (unsigned k = 0; k < started; k++)
-            meets |= steps_meet(&steps[k], &steps[started]);
-        if (!meets)
-            started++;
+        if (!lanes_meet(lanes, count, &step) && (i < count || prng_percent(&r->prng, 50)))
+            lane->steps[lane->count++] = step;
     }
-    for (unsigned i = 0; i < started; i++)
-        co_group_start(&group, run_step, &steps[i]);
+    for (unsigned i = 0; i < count; i++)
+        co_group_start(&group, run_lane, &lanes[i]);
     err = co_group_wait(&group);
-    return err < 0 ? error_set_errno(error, -err, "one of %u operations failed", started) : 0;
+    free(lanes);
+    return err < 0 ? error_set_errno(error, -err, "one of several operations failed") : 0;
 }
 
 static int run_random(struct run *r, struct error *error)
 {
-    unsigned n = operation_count(r->row), left = 1 + (unsigned)prng_below(&r->prng, RANDOM_MAX);
+    unsigned n = operation_count(r->row, true),
+             left = 1 + (unsigned)prng_below(&r->prng, RANDOM_MAX);
     int err = 0;
 
     while (left > 0 && err == 0) {
@@ -415,7 +214,7 @@ static int run_random(struct run *r, struct error *error)
         if (together > 1)
             err = run_together(r, together, error);
         else
-            err = run_one(r, &operations[prng_below(&r->prng, n)], error);
+            err = run_one(r, operation_of(r->row, true, prng_below(&r->prng, n)), error);
         left -= together;
         if (prng_percent(&r->prng, 20))
             r->hot = prng_below(&r->prng, r->size);
@@ -437,7 +236,7 @@ int workload_run(const struct image_row *row, const char *name, uint64_t seed, u
     for (const char *c = name; *c && !random; c++)
         seed = seed * 31 + (unsigned char)*c;
     run.world = *history_world(history, 0, 0);
-    run.names = run.world.count;
+    run.names = max_u64(run.world.count, run.world.bitmap_count);
     run.prng = prng_of(seed);
     run.hot = prng_below(&run.prng, row->bytes);
     err = random ? run_random(&run, error) : run_series(&run, name, error);

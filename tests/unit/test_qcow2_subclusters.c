@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Extended L2 entries and external data files of qcow2: what single requests do to entries and
- * storage, and entries that contradict themselves.  Random requests are in test_qcow2_crash.c.
+ * storage, and entries that contradict themselves.  Random requests are the crash tester's.
  */
 #include "base/checked.h"
 #include "tests/support/qcow2_stage.h"
