@@ -4,7 +4,9 @@
  *
  * A table that is being loaded is in the hash already, pinned by its loader; others who want it
  * wait for the loader.  Tables are written from their own memory: nobody changes them during a
- * write-back (see the header), so that what reaches the disk is what was ordered.
+ * write-back (see the header), so that what reaches the disk is what was ordered.  A frozen table
+ * is written from its copy once it has one; when it is written back in its present state, which has
+ * everything that the frozen one has, it is frozen no more.
  */
 #include "blockcore/table_cache.h"
 
@@ -22,8 +24,10 @@
 struct cached_table {
     struct table table;
     struct cached_table *hash_next;
-    struct list used;  /* in cache->used, least recent first */
-    struct list dirty; /* in cache->dirty while it is */
+    struct list used;   /* in cache->used, least recent first */
+    struct list dirty;  /* in cache->dirty while it is */
+    struct list frozen; /* in cache->frozen while it is */
+    uint8_t *copy;      /* its frozen state, when it has been changed since, else NULL */
     unsigned pins;
     bool loading;
     bool recent;            /* used since the last cleaning */
@@ -37,7 +41,7 @@ struct table_cache {
     struct table_cache *before;
     uint32_t table_size;
     unsigned tables, tables_max;
-    struct list used, dirty;
+    struct list used, dirty, frozen;
     unsigned buckets; /* power of two */
     struct cached_table **hash;
     int64_t clean_ns; /* 0: never */
@@ -60,6 +64,7 @@ struct table_cache *table_cache_new(struct node *file, uint32_t table_size, unsi
     cache->tables_max = tables_max;
     list_init(&cache->used);
     list_init(&cache->dirty);
+    list_init(&cache->frozen);
     cache->buckets = 16;
     while (cache->buckets < tables_max && cache->buckets < 65536)
         cache->buckets *= 2;
@@ -92,6 +97,21 @@ static struct cached_table *find(const struct table_cache *cache, uint64_t offse
     return t;
 }
 
+/* Its frozen state is written, or of no use. */
+static void unfreeze(struct table_cache *cache, struct cached_table *t)
+{
+    list_remove(&t->frozen);
+    if (t->copy)
+        buffer_put(t->copy, cache->table_size);
+    t->copy = NULL;
+}
+
+/* It has nothing that is to be written. */
+static bool is_clean(const struct cached_table *t)
+{
+    return !list_linked(&t->dirty) && !list_linked(&t->frozen);
+}
+
 static void forget(struct table_cache *cache, struct cached_table *t)
 {
     struct cached_table **link = bucket(cache, t->table.offset);
@@ -101,6 +121,7 @@ static void forget(struct table_cache *cache, struct cached_table *t)
     *link = t->hash_next;
     list_remove(&t->used);
     list_remove(&t->dirty);
+    unfreeze(cache, t);
     cache->tables--;
     buffer_put(t->table.data, cache->table_size);
     free(t);
@@ -134,7 +155,7 @@ static void clean(struct reactor_timer *timer)
     {
         struct cached_table *t = list_entry(it, struct cached_table, used);
 
-        if (t->pins == 0 && !list_linked(&t->dirty) && !t->recent)
+        if (t->pins == 0 && is_clean(t) && !t->recent)
             forget(cache, t);
         else
             t->recent = false;
@@ -179,7 +200,7 @@ static struct cached_table *victim(struct table_cache *cache)
     {
         struct cached_table *t = list_entry(it, struct cached_table, used);
 
-        if (t->pins == 0 && !list_linked(&t->dirty))
+        if (t->pins == 0 && is_clean(t))
             return t;
     }
     return NULL;
@@ -194,7 +215,7 @@ static int make_room(struct table_cache *cache)
     if (cache->tables < cache->tables_max)
         return 0;
     t = victim(cache);
-    if (!t && table_cache_is_dirty(cache)) {
+    if (!t && (table_cache_is_dirty(cache) || table_cache_is_frozen(cache))) {
         err = table_cache_writeback(cache);
         if (err < 0)
             return err;
@@ -279,6 +300,18 @@ int table_cache_get(struct table_cache *cache, uint64_t offset, struct table **r
     return 0;
 }
 
+/* The table is going to be changed: its frozen state, if it has one, is kept aside. */
+static int keep_frozen(struct table_cache *cache, struct cached_table *t)
+{
+    if (!list_linked(&t->frozen) || t->copy)
+        return 0;
+    t->copy = buffer_get(cache->table_size);
+    if (!t->copy)
+        return -ENOMEM;
+    memcpy(t->copy, t->table.data, cache->table_size);
+    return 0;
+}
+
 int table_cache_get_for_change(struct table_cache *cache, uint64_t offset, struct table **ret)
 {
     struct cached_table *t;
@@ -293,6 +326,8 @@ int table_cache_get_for_change(struct table_cache *cache, uint64_t offset, struc
     if (err == -EOPNOTSUPP)
         err = 0;
     t->reserved = err == 0;
+    if (err == 0)
+        err = keep_frozen(cache, t);
     if (err < 0) {
         table_cache_put(cache, *ret);
         *ret = NULL;
@@ -314,6 +349,9 @@ int table_cache_get_new(struct table_cache *cache, uint64_t offset, struct table
     t = find(cache, offset);
     if (t) {
         assert(!t->loading);
+        err = keep_frozen(cache, t);
+        if (err < 0)
+            return err;
         pin(cache, t);
     } else {
         t = insert(cache, offset);
@@ -340,6 +378,7 @@ void table_cache_mark_dirty(struct table_cache *cache, struct table *table)
 {
     struct cached_table *t = container_of(table, struct cached_table, table);
 
+    assert(!list_linked(&t->frozen) || t->copy);
     if (!list_linked(&t->dirty))
         list_append(&cache->dirty, &t->dirty);
 }
@@ -359,6 +398,29 @@ bool table_cache_is_dirty(const struct table_cache *cache)
     return !list_empty(&cache->dirty);
 }
 
+bool table_cache_is_frozen(const struct table_cache *cache)
+{
+    return !list_empty(&cache->frozen);
+}
+
+int table_cache_settle(struct table_cache *cache)
+{
+    int err = block_flush(cache->file);
+
+    return err == 0 && cache->data ? block_flush(cache->data) : err;
+}
+
+static int write_table(struct table_cache *cache, struct cached_table *t, const uint8_t *data)
+{
+    int err;
+
+    t->pins++; /* it must not be evicted while it is written */
+    TRACE(qcow2_writeback, "table at %" PRIu64 " of %s", t->table.offset, node_name(cache->file));
+    err = block_write(cache->file, data, cache->table_size, t->table.offset, 0);
+    t->pins--;
+    return err;
+}
+
 int table_cache_writeback(struct table_cache *cache)
 {
     int err;
@@ -368,26 +430,57 @@ int table_cache_writeback(struct table_cache *cache)
         if (err < 0)
             return err;
     }
+    /* All must go for the sake of room. Should it fail, what is frozen is so still. */
+    list_for_each(it, &cache->frozen)
+    {
+        struct cached_table *t = list_entry(it, struct cached_table, frozen);
+
+        if (!list_linked(&t->dirty))
+            list_append(&cache->dirty, &t->dirty);
+    }
     if (!table_cache_is_dirty(cache))
         return 0;
-    if (cache->before) {
-        err = block_flush(cache->file);
-        if (err == 0 && cache->data)
-            err = block_flush(cache->data);
-        if (err < 0)
-            return err;
-    }
-    while (!list_empty(&cache->dirty)) {
+    err = cache->before ? table_cache_settle(cache) : 0;
+    while (err == 0 && !list_empty(&cache->dirty)) {
         struct cached_table *t = list_entry(cache->dirty.next, struct cached_table, dirty);
 
-        t->pins++; /* it must not be evicted while it is written */
-        TRACE(qcow2_writeback, "table at %" PRIu64 " of %s", t->table.offset,
-              node_name(cache->file));
-        err = block_write(cache->file, t->table.data, cache->table_size, t->table.offset, 0);
-        t->pins--;
+        err = write_table(cache, t, t->table.data);
+        if (err < 0)
+            break;
+        list_remove(&t->dirty);
+        unfreeze(cache, t);
+    }
+    return err;
+}
+
+void table_cache_freeze(struct table_cache *cache)
+{
+    struct list *it;
+
+    assert(!table_cache_is_frozen(cache));
+    while ((it = list_pop(&cache->dirty)))
+        list_append(&cache->frozen, &list_entry(it, struct cached_table, dirty)->frozen);
+}
+
+int table_cache_write_frozen(struct table_cache *cache)
+{
+    while (table_cache_is_frozen(cache)) {
+        struct cached_table *t = list_entry(cache->frozen.next, struct cached_table, frozen);
+        int err = write_table(cache, t, t->copy ? t->copy : t->table.data);
+
         if (err < 0)
             return err;
-        list_remove(&t->dirty);
+        unfreeze(cache, t);
     }
     return 0;
+}
+
+void table_cache_thaw(struct table_cache *cache)
+{
+    while (table_cache_is_frozen(cache)) {
+        struct cached_table *t = list_entry(cache->frozen.next, struct cached_table, frozen);
+
+        unfreeze(cache, t);
+        table_cache_mark_dirty(cache, &t->table);
+    }
 }

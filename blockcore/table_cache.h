@@ -9,6 +9,10 @@
  * syncs what comes before it.  Tables are pinned while somebody holds them and evicted least
  * recently used.
  *
+ * A flush need not keep others from changing tables while it waits for a sync: it freezes what is
+ * dirty, settles what must be durable before, and writes the frozen state.  A frozen table that is
+ * to be changed keeps a copy of that state (table_cache_get_for_change).
+ *
  * Coroutines; get, mark_dirty and put never wait when the table is cached (so one holder's changes
  * between two waits are atomic to all others).
  */
@@ -52,7 +56,8 @@ struct table *table_cache_peek(struct table_cache *cache, uint64_t offset);
 int table_cache_get(struct table_cache *cache, uint64_t offset, struct table **ret);
 /*
  * The same for a change: where the file has a hole there is room for the table now, so that writing
- * it back does not end with -ENOSPC.  -ENOSPC: there is none. The caller's mutex is held.
+ * it back does not end with -ENOSPC.  -ENOSPC: there is none. The caller's mutex is held until the
+ * change is made.  Where tables are never frozen, table_cache_get will do, too.
  */
 int table_cache_get_for_change(struct table_cache *cache, uint64_t offset, struct table **ret);
 /*
@@ -74,5 +79,21 @@ bool table_cache_is_dirty(const struct table_cache *cache);
  * Returns 0 or negative errno (what was not written stays dirty).
  */
 int table_cache_writeback(struct table_cache *cache);
+
+/*
+ * Freezes the state of all dirty tables, which are clean then; what was frozen before must have
+ * been written or thawed.
+ */
+void table_cache_freeze(struct table_cache *cache);
+bool table_cache_is_frozen(const struct table_cache *cache);
+/* Makes durable what this cache is declared to come after, as far as it has been written. */
+int table_cache_settle(struct table_cache *cache);
+/*
+ * Writes the frozen states, for which table_cache_settle has succeeded since they were frozen.
+ * What is not written stays frozen.
+ */
+int table_cache_write_frozen(struct table_cache *cache);
+/* Frozen tables are dirty again: the flush has failed. */
+void table_cache_thaw(struct table_cache *cache);
 
 #endif

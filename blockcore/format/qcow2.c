@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The qcow2 driver: its table of functions, flush, the header fields that are patched in place, and
+ * The qcow2 driver: its table of functions, the header fields that are patched in place, and
  * what happens when an image contradicts itself. The picture of the whole is in qcow2.h.
  */
 #include "blockcore/format/qcow2.h"
@@ -14,28 +14,14 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <string.h>
 
-#define L1_SECTOR_ENTRIES (512 / 8)
 #define TEXT_MAX 256
 
 void qcow2_l1_set(struct qcow2 *q, uint64_t l1_index, uint64_t value)
 {
     q->l1[l1_index] = value;
-    q->l1_dirty[l1_index / L1_SECTOR_ENTRIES] = true;
+    q->l1_dirty[l1_index / QCOW2_L1_SECTOR_ENTRIES] = true;
     q->l1_any_dirty = true;
-}
-
-/* Writes one 512-byte sector of the L1 table; the last one as far as there are entries. */
-static int write_l1_sector(struct qcow2 *q, uint64_t sector)
-{
-    uint64_t first = sector * L1_SECTOR_ENTRIES;
-    uint64_t count = min_u64(L1_SECTOR_ENTRIES, q->header.l1_size - first);
-    uint8_t data[512];
-
-    for (uint64_t i = 0; i < count; i++)
-        put_be64(data + i * 8, q->l1[first + i]);
-    return block_write(q->file, data, count * 8, q->header.l1_offset + first * 8, 0);
 }
 
 int qcow2_switch(struct qcow2 *q, uint64_t at, const void *data, size_t length)
@@ -51,65 +37,12 @@ int qcow2_switch(struct qcow2 *q, uint64_t at, const void *data, size_t length)
     return err;
 }
 
-static int write_l1(struct qcow2 *q)
-{
-    uint64_t sectors = div_round_up(q->header.l1_size, L1_SECTOR_ENTRIES);
-    int err;
-
-    if (!q->l1_any_dirty)
-        return 0;
-    /* The L2 tables that the entries point to. */
-    err = block_flush(q->file);
-    for (uint64_t i = 0; i < sectors && err == 0; i++) {
-        if (!q->l1_dirty[i])
-            continue;
-        err = write_l1_sector(q, i);
-        if (err == 0)
-            q->l1_dirty[i] = false;
-    }
-    if (err == 0)
-        q->l1_any_dirty = false;
-    return err;
-}
-
-int qcow2_write_back(struct qcow2 *q)
-{
-    int err = table_cache_writeback(q->refcount_cache);
-
-    if (err == 0)
-        err = table_cache_writeback(q->l2_cache);
-    if (err == 0)
-        err = write_l1(q);
-    if (err == 0)
-        err = qcow2_pending_apply(q);
-    if (err == 0)
-        err = table_cache_writeback(q->refcount_cache);
-    return err;
-}
-
-static int qcow2_flush(struct node *node)
-{
-    struct qcow2 *q = node->state;
-    int err;
-
-    /* Waiting for the lock also waits for a write-back that is under way. */
-    co_mutex_lock(&q->lock);
-    err = qcow2_write_back(q);
-    co_mutex_unlock(&q->lock);
-    return err;
-}
-
 /* What is pending is free once all else is on disk. */
 static int qcow2_reclaim(struct node *node)
 {
     struct qcow2 *q = node->state;
-    int err = -ENOSPC;
 
-    co_mutex_lock(&q->lock);
-    if (q->pending.count > 0 && !q->corrupt)
-        err = qcow2_write_back(q);
-    co_mutex_unlock(&q->lock);
-    return err;
+    return q->pending.count > 0 && !q->corrupt ? qcow2_flush(node) : -ENOSPC;
 }
 
 int qcow2_patch_header(struct qcow2 *q, uint64_t at, uint64_t value)
@@ -131,11 +64,7 @@ static int reserve_l1(struct qcow2 *q)
     uint64_t bytes = (uint64_t)q->header.l1_size * 8;
     int err = bytes > 0 ? block_reserve(q->file, q->header.l1_offset, bytes) : 0;
 
-    if (err != -EOPNOTSUPP)
-        return err;
-    memset(q->l1_dirty, true, div_round_up(q->header.l1_size, L1_SECTOR_ENTRIES));
-    q->l1_any_dirty = true;
-    return write_l1(q);
+    return err == -EOPNOTSUPP ? qcow2_l1_rewrite(q) : err;
 }
 
 /*
@@ -160,18 +89,27 @@ static int get_write_ready(struct qcow2 *q)
     return 0;
 }
 
-int qcow2_begin_change(struct qcow2 *q)
+/* Writing back may have found that the image is corrupt. */
+static int begin(struct qcow2 *q)
 {
-    int err = 0;
-
     if (q->corrupt)
         return -EIO;
-    if (!q->write_ready)
-        err = get_write_ready(q);
-    if (err == 0 && q->pending.count >= QCOW2_PENDING_MAX)
-        err = qcow2_write_back(q);
-    /* Writing back may have found that the image is corrupt. */
-    return err == 0 && q->corrupt ? -EIO : err;
+    return q->write_ready ? 0 : get_write_ready(q);
+}
+
+int qcow2_begin_change(struct qcow2 *q)
+{
+    int err = q->pending.count < QCOW2_PENDING_MAX ? 0 : qcow2_write_back(q);
+
+    return err < 0 ? err : begin(q);
+}
+
+int qcow2_lock_to_change(struct qcow2 *q)
+{
+    int err = q->pending.count < QCOW2_PENDING_MAX ? 0 : qcow2_flush(q->node);
+
+    co_mutex_lock(&q->lock);
+    return err < 0 ? err : begin(q);
 }
 
 static int mark_corrupt(struct qcow2 *q, const char *text)

@@ -2,7 +2,8 @@
 /*
  * The qcow2 driver, private to its files.
  *
- *     qcow2.c           driver table, flush, header patches, what to do about broken images
+ *     qcow2.c           driver table, header patches, what to do about broken images
+ *     qcow2_flush.c     writing metadata back, in order
  *     qcow2_open.c      opening and closing
  *     qcow2_map.c       map and decode
  *     qcow2_alloc.c     allocate, commit, abort
@@ -40,7 +41,8 @@
  *
  * Locks: `lock` is held over every change of metadata and over everything that may write tables
  * back (a table that is not cached may push a dirty one out).  Data I/O happens without it, and so
- * does mapping with tables that are cached.
+ * do mapping with tables that are cached, and the syncs of a flush.  `flush.lock`, taken before it,
+ * is held by a flush, and by every change of metadata that is no allocation, zeroing or discard.
  */
 #ifndef EVNBD_BLOCKCORE_FORMAT_QCOW2_H
 #define EVNBD_BLOCKCORE_FORMAT_QCOW2_H
@@ -83,6 +85,13 @@ struct pending_run {
 struct qcow2_pending {
     struct pending_run *runs;
     size_t count, max;
+    size_t frozen; /* the first ones, which the flush under way is going to free */
+};
+
+/* Rounds of flushing (see qcow2_flush.c). */
+struct qcow2_flush {
+    struct co_mutex lock;
+    uint64_t taken, done; /* rounds that have taken over what was dirty; the last that succeeded */
 };
 
 struct qcow2_options {
@@ -121,6 +130,7 @@ struct qcow2 {
     uint64_t packed_end; /* where the last compressed cluster ends, and the next begins; 0: none */
     struct qcow2_guard guard;
     struct qcow2_pending pending;
+    struct qcow2_flush flush;
     struct qcow2_bitmaps *bitmaps; /* NULL: none */
 
     uint64_t snapshots_length; /* bytes of the snapshot table */
@@ -142,10 +152,13 @@ void qcow2_close(struct node *node);
 int qcow2_guard_reload(struct qcow2 *q, struct error *error);
 
 /* qcow2.c */
-/* The duties before any change; called with the lock held. 0 or negative errno. */
+/* The duties before any change; both locks are held. 0 or negative errno. */
 int qcow2_begin_change(struct qcow2 *q);
-/* Writes all dirty metadata in order and frees what is pending; the lock is held. */
-int qcow2_write_back(struct qcow2 *q);
+/*
+ * The same for allocating, zeroing and discarding: takes the lock alone, which is held also when
+ * this fails.
+ */
+int qcow2_lock_to_change(struct qcow2 *q);
 /* Writes a u64 of the header, durably; the lock is held. */
 int qcow2_patch_header(struct qcow2 *q, uint64_t at, uint64_t value);
 void qcow2_l1_set(struct qcow2 *q, uint64_t l1_index, uint64_t value);
@@ -169,6 +182,17 @@ __attribute__((format(printf, 2, 3))) int qcow2_report_broken(struct qcow2 *q, c
                                                               ...);
 /* Logs what is wrong with the image or its file, once per open. Returns -EIO. */
 __attribute__((format(printf, 2, 3))) int qcow2_log_once(struct qcow2 *q, const char *format, ...);
+
+/* qcow2_flush.c */
+#define QCOW2_L1_SECTOR_ENTRIES (512 / 8)
+/* Takes both locks, and lets them go: no flush is under way in between. */
+void qcow2_lock_all(struct qcow2 *q);
+void qcow2_unlock_all(struct qcow2 *q);
+int qcow2_flush(struct node *node);
+/* Writes all dirty metadata in order and frees what is pending; both locks are held. */
+int qcow2_write_back(struct qcow2 *q);
+/* Writes all of an L1 table that has not been changed since it was read; the lock is held. */
+int qcow2_l1_rewrite(struct qcow2 *q);
 
 /* qcow2_crypt.c */
 extern const char *const qcow2_crypt_words[];
@@ -304,7 +328,7 @@ int qcow2_discard(struct node *node, uint64_t offset, uint64_t length);
 int qcow2_l2_load(struct qcow2 *q, uint64_t offset, struct table **ret);
 /* The L2 table for reading, pinned; *ret is NULL when there is none. */
 int qcow2_l2_get(struct qcow2 *q, uint64_t l1_index, struct table **ret);
-/* The L2 table for change, pinned: made if there is none, copied if it is shared. */
+/* The L2 table for change at once, pinned: made if there is none, copied if it is shared. */
 int qcow2_l2_get_private(struct qcow2 *q, uint64_t l1_index, struct table **ret);
 /*
  * Decodes the entry at `at`, of the cluster at `guest_offset`, that is to be changed.  *ret is
@@ -343,7 +367,7 @@ int qcow2_pending_reserve(struct qcow2 *q, size_t runs);
 void qcow2_pending_add(struct qcow2 *q, uint64_t first, uint64_t count);
 /* As qcow2_pending_add, for the storage that an entry names. At most one run. */
 void qcow2_pending_add_entry(struct qcow2 *q, const struct qcow2_entry *entry);
-/* Lowers the refcounts; all that was changed before is written, but perhaps not durable. */
+/* Lowers the refcounts of the first runs, those that are frozen; what they wait for is durable. */
 int qcow2_pending_apply(struct qcow2 *q);
 
 /* qcow2_reftable.c; the lock is held, but for load. */

@@ -142,8 +142,7 @@ int qcow2_allocate(struct node *node, uint64_t offset, uint64_t length, struct a
     uint64_t end = min_u64(offset + length, align_down(offset, table_bytes) + table_bytes);
     int err;
 
-    co_mutex_lock(&q->lock);
-    err = qcow2_begin_change(q);
+    err = qcow2_lock_to_change(q);
     if (err == 0)
         err = reserve(q, offset, end, ret);
     if (err == 0)

@@ -259,9 +259,9 @@ static int lower(struct amend *a, struct error *error)
     err = qcow2_expand_zeroes(q, a->progress, error);
     if (err < 0)
         return err;
-    co_mutex_lock(&q->lock);
+    qcow2_lock_all(q);
     err = set_version(q, a->version, error);
-    co_mutex_unlock(&q->lock);
+    qcow2_unlock_all(q);
     return err;
 }
 
@@ -273,9 +273,9 @@ static int run(struct amend *a, struct error *error)
     int err;
 
     range_lock_exclusive(&node->locks, &lock, 0, OFFSET_MAX);
-    co_mutex_lock(&a->q->lock);
+    qcow2_lock_all(a->q);
     err = raise(a, error);
-    co_mutex_unlock(&a->q->lock);
+    qcow2_unlock_all(a->q);
     range_unlock(&node->locks, &lock);
     if (err == 0 && a->size != UINT64_MAX)
         err = block_resize(node, &resize, error);
@@ -326,7 +326,7 @@ int qcow2_change_backing(struct node *node, const char *name, const char *format
         return error_set(error, EINVAL, "the name of a backing file has 1 to 1023 bytes");
     if (format && (format[0] == 0 || strlen(format) > BACKING_FORMAT_MAX))
         return error_set(error, EINVAL, "the format of a backing file has 1 to 15 bytes");
-    co_mutex_lock(&q->lock);
+    qcow2_lock_all(q);
     err = qcow2_begin_change(q);
     if (err < 0)
         error_set_errno(error, -err, "cannot change %s", node_name(node));
@@ -336,6 +336,6 @@ int qcow2_change_backing(struct node *node, const char *name, const char *format
     first.autoclear = q->header.autoclear;
     if (err == 0)
         err = qcow2_first_write(q, &first, error);
-    co_mutex_unlock(&q->lock);
+    qcow2_unlock_all(q);
     return err;
 }

@@ -85,9 +85,9 @@ static int drop(struct qcow2 *q, const struct block_progress *progress)
     for (uint64_t i = 0; i < q->header.l1_size && err == 0; i++) {
         if (q->l1[i] == 0)
             continue;
-        co_mutex_lock(&q->lock);
+        qcow2_lock_all(q);
         err = drop_in_table(q, i);
-        co_mutex_unlock(&q->lock);
+        qcow2_unlock_all(q);
         if (progress->report)
             progress->report(progress->arg, i + 1, q->header.l1_size);
         coroutine_yield();

@@ -235,8 +235,7 @@ int qcow2_track(struct node *node, uint64_t offset, uint64_t length)
     int err = 0;
 
     if (!q->write_ready) {
-        co_mutex_lock(&q->lock);
-        err = qcow2_begin_change(q);
+        err = qcow2_lock_to_change(q);
         co_mutex_unlock(&q->lock);
     }
     if (err == 0)
@@ -301,11 +300,11 @@ void qcow2_bitmaps_save(struct qcow2 *q)
 {
     if (!any_claimed(q))
         return;
-    co_mutex_lock(&q->lock);
+    qcow2_lock_all(q);
     if (q->corrupt)
         log_error("%s is broken: the bitmaps that were in use are inconsistent from now on",
                   node_name(q->node));
     else
         save_all(q);
-    co_mutex_unlock(&q->lock);
+    qcow2_unlock_all(q);
 }

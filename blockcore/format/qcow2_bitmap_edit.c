@@ -125,9 +125,9 @@ int qcow2_bitmap_add(struct node *node, const char *name, uint64_t granularity, 
     err = check_new(q, &entry, error);
     if (err < 0)
         return err;
-    co_mutex_lock(&q->lock);
+    qcow2_lock_all(q);
     err = add(q, &entry, error);
-    co_mutex_unlock(&q->lock);
+    qcow2_unlock_all(q);
     return err;
 }
 
@@ -187,9 +187,9 @@ int qcow2_bitmap_remove(struct block_bitmap *bitmap, struct error *error)
     struct qcow2 *q = b->q;
     int err;
 
-    co_mutex_lock(&q->lock);
+    qcow2_lock_all(q);
     err = remove_bitmap(b, error);
-    co_mutex_unlock(&q->lock);
+    qcow2_unlock_all(q);
     return err;
 }
 
@@ -223,9 +223,9 @@ int qcow2_bitmap_clear(struct block_bitmap *bitmap, struct error *error)
     struct qcow2_bitmap *b = qcow2_bitmap_of(bitmap);
     int err;
 
-    co_mutex_lock(&b->q->lock);
+    qcow2_lock_all(b->q);
     err = clear(b);
-    co_mutex_unlock(&b->q->lock);
+    qcow2_unlock_all(b->q);
     return err < 0 ? failed(error, err, "clear", bitmap->name) : 0;
 }
 
@@ -262,10 +262,10 @@ int qcow2_bitmap_set_enabled(struct block_bitmap *bitmap, bool enabled, struct e
     struct qcow2_bitmap *b = qcow2_bitmap_of(bitmap);
     int err;
 
-    co_mutex_lock(&b->q->lock);
+    qcow2_lock_all(b->q);
     err = enabled ? enable(b) : disable(b);
     qcow2_bitmaps_update_tracking(b->q);
-    co_mutex_unlock(&b->q->lock);
+    qcow2_unlock_all(b->q);
     return err < 0 ? failed(error, err, enabled ? "enable" : "disable", bitmap->name) : 0;
 }
 
@@ -289,8 +289,8 @@ int qcow2_bitmap_merge(struct block_bitmap *bitmap, const struct dirty_set *bits
     struct qcow2_bitmap *b = qcow2_bitmap_of(bitmap);
     int err;
 
-    co_mutex_lock(&b->q->lock);
+    qcow2_lock_all(b->q);
     err = merge(b, bits);
-    co_mutex_unlock(&b->q->lock);
+    qcow2_unlock_all(b->q);
     return err < 0 ? failed(error, err, "merge into", bitmap->name) : 0;
 }

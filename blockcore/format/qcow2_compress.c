@@ -88,10 +88,8 @@ static void give_back(struct qcow2 *q, uint64_t host, uint64_t length)
 
 static int reserve(struct qcow2 *q, uint64_t length, uint64_t *ret)
 {
-    int err;
+    int err = qcow2_lock_to_change(q);
 
-    co_mutex_lock(&q->lock);
-    err = qcow2_begin_change(q);
     if (err == 0)
         err = take_place(q, length, ret);
     if (err == 0 && (*ret + length) >> offset_bits(q)) {

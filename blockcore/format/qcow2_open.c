@@ -347,6 +347,7 @@ int qcow2_open(struct node *node, struct node_open *open, struct error *error)
 
     q->node = node;
     co_mutex_init(&q->lock);
+    co_mutex_init(&q->flush.lock);
     q->options = (struct qcow2_options){
         .l2_cache_size = L2_CACHE_DEFAULT,
         .refcount_cache_size = REFCOUNT_CACHE_DEFAULT,

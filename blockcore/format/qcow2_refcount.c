@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Runs that are looked at before a long one is taken where nothing is yet. */
 #define RUN_TRIES 64
@@ -242,7 +243,7 @@ int qcow2_pending_reserve(struct qcow2 *q, size_t runs)
 void qcow2_pending_add(struct qcow2 *q, uint64_t first, uint64_t count)
 {
     struct qcow2_pending *p = &q->pending;
-    struct pending_run *last = p->count ? &p->runs[p->count - 1] : NULL;
+    struct pending_run *last = p->count > p->frozen ? &p->runs[p->count - 1] : NULL;
 
     if (last && last->first + last->count == first)
         last->count += count;
@@ -272,28 +273,38 @@ static void discard_host(struct qcow2 *q, uint64_t first, uint64_t count)
         block_discard(q->file, offset, min_u64(count << q->cluster_bits, size - offset), 0);
 }
 
+/* Lowers the refcounts of the run, or of its first part. */
+static int apply_part(struct qcow2 *q, struct pending_run *run)
+{
+    uint64_t first = run->first;
+    struct lowered part = {0};
+    int err = lower(q, first, run->count, &part);
+
+    if (err < 0)
+        return err;
+    run->first += part.count;
+    run->count -= part.count;
+    if (part.free)
+        discard_host(q, first, part.count);
+    return 0;
+}
+
 int qcow2_pending_apply(struct qcow2 *q)
 {
     struct qcow2_pending *p = &q->pending;
+    size_t left = p->frozen;
     int err = 0;
 
-    if (p->count > 0 && !q->corrupt)
-        err = block_flush(q->file);
-    while (p->count > 0 && !q->corrupt && err == 0) {
-        struct pending_run *run = &p->runs[p->count - 1];
-        uint64_t first = run->first;
-        struct lowered part = {0};
-
-        err = lower(q, first, run->count, &part);
-        if (err < 0)
-            break;
-        run->first += part.count;
-        run->count -= part.count;
-        if (run->count == 0)
-            p->count--;
-        if (part.free)
-            discard_host(q, first, part.count);
+    if (p->count == 0)
+        return 0;
+    while (left > 0 && !q->corrupt && err == 0) {
+        err = apply_part(q, &p->runs[left - 1]);
+        if (err == 0 && p->runs[left - 1].count == 0)
+            left--;
     }
+    memmove(p->runs + left, p->runs + p->frozen, (p->count - p->frozen) * sizeof(*p->runs));
+    p->count -= p->frozen - left;
+    p->frozen = 0;
     /* A full disk has no room for a block that had holes: then leaks, if it comes to a crash. */
     if (err == -ENOSPC)
         err = 0;

@@ -194,11 +194,11 @@ int qcow2_resize_prepare(struct node *node, uint64_t size, struct error *error)
         err = grow_data_file(q, size, error);
     if (err < 0)
         return err;
-    co_mutex_lock(&q->lock);
+    qcow2_lock_all(q);
     err = qcow2_begin_change(q);
     if (err == 0)
         err = qcow2_l1_grow(q, qcow2_l1_entries_needed(size, q->cluster_bits, q->entry_bits));
-    co_mutex_unlock(&q->lock);
+    qcow2_unlock_all(q);
     return err < 0
                ? error_set_errno(error, -err, "cannot enlarge the L1 table of %s", node_name(node))
                : 0;
@@ -404,14 +404,14 @@ int qcow2_resize(struct node *node, uint64_t size, struct error *error)
     uint64_t old = q->header.size;
     int err;
 
-    co_mutex_lock(&q->lock);
+    qcow2_lock_all(q);
     err = set_size(q, size);
     if (err < 0)
         error_set_errno(error, -err, "cannot write the new size of %s", node_name(node));
     else if (size < old && shrink(q, size) < 0)
         log_warning("%s is smaller now, but not all of its storage could be given back",
                     node_name(node));
-    co_mutex_unlock(&q->lock);
+    qcow2_unlock_all(q);
     return err;
 }
 

@@ -117,7 +117,7 @@ static int change_begin(struct change *c, struct node *node, struct error *error
     int err;
 
     *c = (struct change){.q = q};
-    co_mutex_lock(&q->lock);
+    qcow2_lock_all(q);
     if (q->header.incompatible & QCOW2_INCOMPAT_DATA_FILE)
         return error_set(error, ENOTSUP,
                          "an image with an external data file cannot have internal snapshots");
@@ -131,7 +131,7 @@ static void change_end(struct change *c)
 {
     qcow2_snapshots_fini(&c->table);
     free(c->l1.entries);
-    co_mutex_unlock(&c->q->lock);
+    qcow2_unlock_all(c->q);
 }
 
 /* Takes the snapshot `index` and its L1 table. */

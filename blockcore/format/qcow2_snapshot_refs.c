@@ -178,7 +178,7 @@ static int visit_drop(struct qcow2 *q, uint64_t first, uint64_t count)
     int err = 0;
 
     if (q->pending.count >= QCOW2_PENDING_MAX)
-        err = qcow2_pending_apply(q);
+        err = qcow2_write_back(q);
     if (err == 0)
         err = qcow2_pending_reserve(q, 1);
     if (err == 0)

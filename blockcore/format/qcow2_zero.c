@@ -133,10 +133,8 @@ static int look(struct qcow2 *q, const struct piece *piece)
 static int change_piece(struct qcow2 *q, const struct piece *piece)
 {
     struct table *table;
-    int err = qcow2_begin_change(q);
+    int err = look(q, piece);
 
-    if (err == 0)
-        err = look(q, piece);
     if (err <= 0)
         return err;
     err = qcow2_pending_reserve(q, ((piece->end - piece->offset) >> q->cluster_bits) + 3);
@@ -163,8 +161,9 @@ static int change_range(struct qcow2 *q, uint64_t offset, uint64_t length, enum 
 
         /* Unlocked between the pieces, so that others get their turn. */
         if (q->l1[qcow2_l1_index(q, offset)] != 0 || needs_table(q, &piece)) {
-            co_mutex_lock(&q->lock);
-            err = change_piece(q, &piece);
+            err = qcow2_lock_to_change(q);
+            if (err == 0)
+                err = change_piece(q, &piece);
             co_mutex_unlock(&q->lock);
         }
         offset = next;

@@ -14,6 +14,12 @@ static struct sim_engine {
     unsigned count;
 } sync_engine, sim_engine;
 
+static struct {
+    bool on;
+    struct list ops;
+    unsigned count;
+} held = {.ops = LIST_INIT(held.ops)};
+
 static struct prng order;
 static bool order_seeded;
 
@@ -111,6 +117,11 @@ static void sim_stop(void)
 
 static void sim_submit(struct io_op *op)
 {
+    if (held.on && op->kind == IO_FDATASYNC) {
+        list_append(&held.ops, &op->link);
+        held.count++;
+        return;
+    }
     list_append(&sim_engine.ops, &op->link);
     sim_engine.count++;
 }
@@ -122,6 +133,21 @@ void sim_engine_seed(uint64_t seed)
 {
     order = prng_of(seed);
     order_seeded = true;
+}
+
+void sim_engine_hold_syncs(bool hold)
+{
+    held.on = hold;
+    if (hold)
+        return;
+    list_splice(&sim_engine.ops, &held.ops);
+    sim_engine.count += held.count;
+    held.count = 0;
+}
+
+unsigned sim_engine_held(void)
+{
+    return held.count;
 }
 
 void sim_engine_visit(void (*visit)(const struct io_op *op))

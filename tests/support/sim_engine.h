@@ -18,6 +18,14 @@ extern const struct io_engine io_engine_sim;
 /* Seeds io_engine_sim. Not seeded, it uses test_seed(). */
 void sim_engine_seed(uint64_t seed);
 
+/*
+ * From now on io_engine_sim holds back what syncs are submitted; false: does them and holds none
+ * any more.
+ */
+void sim_engine_hold_syncs(bool hold);
+/* Syncs that are held back. */
+unsigned sim_engine_held(void);
+
 /* Calls visit for each operation that io_engine_sim has not done yet. */
 void sim_engine_visit(void (*visit)(const struct io_op *op));
 

@@ -224,6 +224,89 @@ static int run_new_and_drop(struct fixture *f)
     return 0;
 }
 
+static uint8_t on_disk(struct fixture *f, unsigned number)
+{
+    uint8_t byte;
+
+    assert_int_equal(block_read(f->file, &byte, 1, number * TABLE), 0);
+    return byte;
+}
+
+/* As change, while tables may be frozen. */
+static void change_frozen(struct table_cache *cache, unsigned number, uint8_t byte)
+{
+    struct table *table;
+
+    assert_int_equal(table_cache_get_for_change(cache, number * TABLE, &table), 0);
+    memset(table->data, byte, TABLE);
+    table_cache_mark_dirty(cache, table);
+    table_cache_put(cache, table);
+}
+
+static int run_freezing(struct fixture *f)
+{
+    change(f->links, 1, 0x11);
+    change(f->links, 2, 0x22);
+    table_cache_freeze(f->links);
+    assert_true(table_cache_is_frozen(f->links) && !table_cache_is_dirty(f->links));
+    change_frozen(f->links, 2, 0x33);
+    change_frozen(f->links, 2, 0x44);
+    change_frozen(f->links, 3, 0x55);
+    assert_int_equal(table_cache_settle(f->links), 0);
+    assert_int_equal(table_cache_write_frozen(f->links), 0);
+    assert_false(table_cache_is_frozen(f->links));
+    /* What came later is dirty, and not on disk. */
+    assert_int_equal(on_disk(f, 1), 0x11);
+    assert_int_equal(on_disk(f, 2), 0x22);
+    assert_int_equal(on_disk(f, 3), 4);
+    table_cache_freeze(f->links);
+    assert_int_equal(table_cache_write_frozen(f->links), 0);
+    assert_int_equal(on_disk(f, 2), 0x44);
+    assert_int_equal(on_disk(f, 3), 0x55);
+    return 0;
+}
+
+/* More tables than there is room for: the frozen ones go, too, and are not written again. */
+static int run_eviction_of_frozen(struct fixture *f)
+{
+    struct table *held[2] = {get(f->links, 10), get(f->links, 11)};
+    size_t written;
+
+    change(f->links, 1, 0x11);
+    change(f->links, 2, 0x22);
+    table_cache_freeze(f->links);
+    change_frozen(f->links, 2, 0x33);
+    table_cache_put(f->links, get(f->links, 12));
+    table_cache_put(f->links, held[0]);
+    table_cache_put(f->links, held[1]);
+    assert_int_equal(on_disk(f, 1), 0x11);
+    assert_int_equal(on_disk(f, 2), 0x33);
+    written = recorder_count();
+    assert_int_equal(table_cache_write_frozen(f->links), 0);
+    assert_int_equal(recorder_count(), written);
+    assert_false(table_cache_is_frozen(f->links) || table_cache_is_dirty(f->links));
+    return 0;
+}
+
+static int run_thawing(struct fixture *f)
+{
+    change(f->links, 1, 0x11);
+    change(f->links, 2, 0x22);
+    table_cache_freeze(f->links);
+    change_frozen(f->links, 2, 0x33);
+    fault_arm(&(struct fault_plan){FAULT_PWRITEV, 1, true, EIO, 0});
+    assert_int_equal(table_cache_write_frozen(f->links), -EIO);
+    assert_int_equal(table_cache_writeback(f->links), -EIO);
+    table_cache_thaw(f->links);
+    fault_arm(&(struct fault_plan){0});
+    assert_false(table_cache_is_frozen(f->links));
+    change(f->links, 1, 0x44);
+    assert_int_equal(table_cache_writeback(f->links), 0);
+    assert_int_equal(on_disk(f, 1), 0x44);
+    assert_int_equal(on_disk(f, 2), 0x33);
+    return 0;
+}
+
 static void test_loading(void **state)
 {
     play(run_loading);
@@ -247,6 +330,21 @@ static void test_order_of_eviction(void **state)
 static void test_failures(void **state)
 {
     play(run_failures);
+}
+
+static void test_freezing(void **state)
+{
+    play(run_freezing);
+}
+
+static void test_eviction_of_frozen(void **state)
+{
+    play(run_eviction_of_frozen);
+}
+
+static void test_thawing(void **state)
+{
+    play(run_thawing);
 }
 
 static void test_new_and_drop(void **state)
@@ -293,13 +391,11 @@ static void drops_what_is_not_used(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loading),
-        cmocka_unit_test(test_eviction),
-        cmocka_unit_test(test_order),
-        cmocka_unit_test(test_order_of_eviction),
-        cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_new_and_drop),
-        cmocka_unit_test(drops_what_is_not_used),
+        cmocka_unit_test(test_loading),  cmocka_unit_test(test_eviction),
+        cmocka_unit_test(test_order),    cmocka_unit_test(test_order_of_eviction),
+        cmocka_unit_test(test_failures), cmocka_unit_test(test_new_and_drop),
+        cmocka_unit_test(test_freezing), cmocka_unit_test(test_eviction_of_frozen),
+        cmocka_unit_test(test_thawing),  cmocka_unit_test(drops_what_is_not_used),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
