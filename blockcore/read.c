@@ -383,8 +383,12 @@ int block_get_status(struct node *node, uint64_t offset, uint64_t length, struct
     struct range_lock lock;
     int err;
 
-    if (is_protocol(node) || length == 0 || !range_within(offset, length, node->size))
+    if (length == 0 || !range_within(offset, length, node->size))
         return -EINVAL;
+    if (is_protocol(node)) {
+        *ret = (struct block_status){.length = length, .flags = STATUS_ALLOCATED, .depth = 1};
+        return protocol_status(node, offset, ret);
+    }
     range_lock_shared(&node->locks, &lock, offset, length);
     err = status_once(node, offset, length, ret);
     for (int i = 1; err == 0 && ret->length < length && i < STATUS_MAPS_MAX; i++) {
