@@ -28,6 +28,7 @@ struct coroutine {
     enum coroutine_state state;
     coroutine_fn *fn;
     void *arg;
+    const void *owner;
     struct coroutine_context context;
     struct coroutine_stack stack; /* all of the mapping, this struct included */
     void *asan_fake;
@@ -169,6 +170,7 @@ int coroutine_start(coroutine_fn *fn, void *arg)
         return -ENOMEM;
     co->fn = fn;
     co->arg = arg;
+    co->owner = sched.running ? sched.running->owner : NULL;
     sched.alive++;
     if (sched.running)
         make_ready(co);
@@ -180,6 +182,16 @@ int coroutine_start(coroutine_fn *fn, void *arg)
 struct coroutine *coroutine_self(void)
 {
     return sched.running;
+}
+
+void coroutine_set_owner(const void *owner)
+{
+    sched.running->owner = owner;
+}
+
+const void *coroutine_owner(void)
+{
+    return sched.running->owner;
 }
 
 void coroutine_suspend(void)

@@ -24,6 +24,13 @@ int coroutine_start(coroutine_fn *fn, void *arg);
 /* The running coroutine, or NULL on the loop's own stack. */
 struct coroutine *coroutine_self(void);
 
+/*
+ * On whose behalf the running coroutine works: anything that tells clients apart, NULL at first.
+ * What a coroutine starts has the same owner.
+ */
+void coroutine_set_owner(const void *owner);
+const void *coroutine_owner(void);
+
 /* Leaves the running coroutine until coroutine_wake() is called for it. */
 void coroutine_suspend(void);
 

@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "blockcore/dirty_set.h"
+#include "blockcore/filter.h"
 #include "blockcore/node.h"
 
 #include <errno.h>
@@ -86,7 +87,9 @@ int block_bitmap_find(struct node *node, const char *name, struct block_bitmap *
     struct block_bitmap *bitmap = NULL;
     int err;
 
-    for (struct node *at = node; at && !bitmap; at = at->backing)
+    /* A filter shows the same bytes, so that the bitmaps of its file are about them too. */
+    for (struct node *at = filter_bottom(node); at && !bitmap;
+         at = at->backing ? filter_bottom(at->backing) : NULL)
         bitmap = block_bitmap_get_named(at, name);
     if (!bitmap)
         return not_found(node, name, error);

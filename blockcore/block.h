@@ -36,6 +36,21 @@ int block_writev(struct node *node, const struct iovec *iov, int iovcnt, uint64_
 int block_write(struct node *node, const void *buffer, size_t length, uint64_t offset,
                 unsigned flags);
 
+/* Writes; but zeroes when there is nothing else to write. `flags`: BLOCK_FUA, ZERO_MAY_UNMAP. */
+int block_writev_detecting(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset,
+                           unsigned flags);
+
+/*
+ * Makes what a format node has from its backing node its own; reads of it show the same as before.
+ * Does nothing where there is no backing node, or a format cannot allocate.
+ */
+int block_copy_up(struct node *node, uint64_t offset, uint64_t length);
+/*
+ * Whether there is nothing to copy: 1, 0 or negative errno; on any stack: -EAGAIN, without a
+ * coroutine, when that cannot be told at once.
+ */
+int block_is_own(struct node *node, uint64_t offset, uint64_t length);
+
 /*
  * Writes compressed.  The range is whole units of the node (compress_unit), but for one that the
  * disk ends in, else -EINVAL.  What does not get smaller is written as it is, zeroes are zeroed.

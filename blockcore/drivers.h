@@ -14,7 +14,14 @@ extern const struct driver driver_nbd;         /* protocol/nbd.c */
 extern const struct driver driver_raw;         /* format/raw.c */
 extern const struct driver driver_qcow2;       /* format/qcow2.c */
 extern const struct driver driver_luks;        /* format/luks.c */
-extern const struct driver driver_delay;       /* filter/delay.c */
-extern const struct driver driver_error;       /* filter/error.c */
+extern const struct driver driver_null_co;     /* protocol/null.c */
+extern const struct driver driver_null_aio;
+extern const struct driver driver_cache; /* filter/cache.c; the same below */
+extern const struct driver driver_copy_on_read;
+extern const struct driver driver_delay;
+extern const struct driver driver_detect_zeroes;
+extern const struct driver driver_error;
+extern const struct driver driver_partition;
+extern const struct driver driver_throttle;
 
 #endif

@@ -104,7 +104,6 @@ struct node_open {
 /* A part of a node. */
 struct node_window {
     uint64_t offset, size; /* bytes; NODE_WINDOW_REST as size: to the end */
-    bool read_only;        /* whatever the node is */
 };
 
 #define NODE_WINDOW_REST UINT64_MAX
@@ -193,7 +192,7 @@ int node_open_tree(const struct block_context *context, json_t *tree, unsigned f
 
 /*
  * Opens a raw node that shows a part of `file`; takes the reference to `file`, also on failure.
- * For --offset and --partition.
+ * For --offset.
  */
 int node_open_window(const struct block_context *context, struct node *file,
                      const struct node_window *window, struct node **ret, struct error *error);

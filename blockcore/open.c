@@ -299,23 +299,21 @@ int node_open_tree(const struct block_context *context, json_t *tree, unsigned f
     return open_tree(&open, ret, error);
 }
 
-static int open_above(const struct block_context *context, json_t *tree, struct node *file,
-                      unsigned flags, struct node **ret, struct error *error)
-{
-    const struct node_open open = {
-        .context = context,
-        .options = tree,
-        .flags = flags,
-        .given_file = file,
-    };
-
-    return open_tree(&open, ret, error);
-}
-
 int node_open_above(const struct block_context *context, json_t *tree, struct node *file,
                     struct node **ret, struct error *error)
 {
-    return open_above(context, tree, file, file->flags, ret, error);
+    enum node_detect_zeroes detect_zeroes = file->detect_zeroes;
+    const struct node_open open = {
+        .context = context,
+        .options = tree,
+        .flags = file->flags,
+        .given_file = file,
+    };
+    int err = open_tree(&open, ret, error);
+
+    if (err == 0)
+        (*ret)->detect_zeroes = detect_zeroes;
+    return err;
 }
 
 static json_t *window_tree(const struct node_window *window)
@@ -334,14 +332,10 @@ static json_t *window_tree(const struct node_window *window)
 int node_open_window(const struct block_context *context, struct node *file,
                      const struct node_window *window, struct node **ret, struct error *error)
 {
-    enum node_detect_zeroes detect_zeroes = file->detect_zeroes;
-    unsigned flags = file->flags & ~(window->read_only ? (unsigned)NODE_WRITABLE : 0);
     json_t *tree = window_tree(window);
-    int err = open_above(context, tree, file, flags, ret, error);
+    int err = node_open_above(context, tree, file, ret, error);
 
     json_decref(tree);
-    if (err == 0)
-        (*ret)->detect_zeroes = detect_zeroes;
     return err;
 }
 

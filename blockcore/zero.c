@@ -7,6 +7,7 @@
  * range lock, with a yield between, so that no request holds the loop or the lock for long.
  */
 #include "base/buffer.h"
+#include "base/iov.h"
 #include "base/trace.h"
 #include "blockcore/engine.h"
 
@@ -285,6 +286,16 @@ int block_zero(struct node *node, uint64_t offset, uint64_t length, unsigned fla
     if (err == 0 && (flags & BLOCK_FUA))
         err = block_flush(node);
     return err;
+}
+
+int block_writev_detecting(struct node *node, const struct iovec *iov, int iovcnt, uint64_t offset,
+                           unsigned flags)
+{
+    size_t length = iov_length(iov, iovcnt);
+
+    if (iov_is_zero(iov, iovcnt, 0, length))
+        return block_zero(node, offset, length, flags);
+    return block_writev(node, iov, iovcnt, offset, flags & BLOCK_FUA);
 }
 
 static int discard_clusters(struct node *node, uint64_t offset, uint64_t length)

@@ -1,18 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * From the words of the command line to an open node.  With --snapshot, a temporary image lies over
- * the disk, which is opened read-only.  With --offset or --partition, a raw node over that shows a
- * part of it.
+ * the disk, which is opened read-only.  With --offset or --partition, a node over that shows a part
+ * of it.
  */
 #include "daemon/image.h"
 
 #include "base/checked.h"
 #include "base/io.h"
-#include "base/log.h"
 #include "base/options.h"
 #include "blockcore/drivers.h"
 #include "blockcore/overlay.h"
-#include "blockcore/partition.h"
 #include "blockcore/snapshot.h"
 #include "daemon/image_name.h"
 #include "daemon/objects.h"
@@ -291,37 +289,30 @@ int image_open_disk(const struct block_context *context, const struct arguments 
     return 0;
 }
 
-/* Finds where the partition is. What holds the table itself is only shown. */
-static int find_partition(const struct arguments *arguments, struct node *disk,
-                          struct node_window *ret, struct error *error)
+/* Puts a node over *disk that shows the partition; on failure *disk is gone. */
+static int choose_partition(const struct block_context *context, const char *partition,
+                            struct node **disk, struct error *error)
 {
-    const struct partition *partition;
-    struct partition_choice choice;
-    struct partition_table table;
-    int err = partition_choice_parse(arguments->partition, &choice, error);
+    json_t *tree = json_pack("{s:s, s:o}", "driver", driver_partition.name, "partition",
+                             json_string_nocheck(partition));
+    int err = node_open_above(context, tree, *disk, disk, error);
 
-    if (err < 0)
-        return err;
-    err = partition_table_read(disk, &table, error);
-    if (err < 0)
-        error_prefix(error, "Could not find partition %s: ", arguments->partition);
-    else
-        err = partition_find(&table, &choice, disk->size, &partition, error);
-    if (err == 0) {
-        *ret = (struct node_window){partition->offset, partition->size, partition->holds_table};
-        if (partition->holds_table && node_writable(disk))
-            log_warning("warning: partition %" PRIu32 " of '%s' holds a part of the partition "
-                        "table: it is served read-only",
-                        partition->number, arguments->image);
-    }
-    partition_table_fini(&table);
+    json_decref(tree);
     return err;
+}
+
+/* Where a node that shows a part of the disk begins in it. */
+static uint64_t begin_of(struct node *part)
+{
+    struct extent extent;
+
+    return part->driver->map(part, 0, 1, &extent) == 0 ? extent.child_offset : 0;
 }
 
 int image_open(const struct block_context *context, const struct arguments *arguments,
                struct node **ret, struct image_place *ret_place, struct error *error)
 {
-    struct node_window window = {.offset = arguments->offset, .size = NODE_WINDOW_REST};
+    const struct node_window window = {.offset = arguments->offset, .size = NODE_WINDOW_REST};
     struct node *disk;
     int err = image_open_disk(context, arguments, &disk, &ret_place->guessed_raw, error);
 
@@ -329,21 +320,18 @@ int image_open(const struct block_context *context, const struct arguments *argu
         return err;
     if (image_has_overlay(arguments))
         err = add_overlay(context, arguments, &disk, error);
-    if (err == 0 && arguments->partition) {
-        err = find_partition(arguments, disk, &window, error);
-        if (err < 0) {
-            node_unref(disk);
-            return err;
-        }
-    }
     ret_place->disk = disk;
-    ret_place->offset = window.offset;
-    if (err == 0 && window.offset > 0)
+    if (err == 0 && arguments->offset > 0)
         err = node_open_window(context, disk, &window, &disk, error);
     if (err < 0) {
         name_image(arguments->image, error);
         return err;
     }
+    if (arguments->partition)
+        err = choose_partition(context, arguments->partition, &disk, error);
+    if (err < 0)
+        return err;
+    ret_place->offset = disk == ret_place->disk ? 0 : begin_of(disk);
     *ret = disk;
     return 0;
 }

@@ -6,7 +6,6 @@
  * in pieces, and end between two of them when nobody is there any more who wants it done.
  */
 #include "base/buffer.h"
-#include "base/bytes.h"
 #include "base/checked.h"
 #include "blockcore/block.h"
 #include "nbd/connection.h"
@@ -99,11 +98,13 @@ static int run_write(struct nbd_job *job)
 {
     const struct nbd_export *e = job->connection->nbd_export;
     uint64_t offset = job->request.offset + job->written;
+    const struct iovec iov = {job->buffer, job->received};
 
-    if (e->detect_zeroes && bytes_are_zero(job->buffer, job->received))
-        return block_zero(e->node, offset, job->received,
-                          write_flags(job) | (e->detect_zeroes_unmap ? ZERO_MAY_UNMAP : 0));
-    return block_write(e->node, job->buffer, job->received, offset, write_flags(job));
+    if (e->detect_zeroes)
+        return block_writev_detecting(e->node, &iov, 1, offset,
+                                      write_flags(job) |
+                                          (e->detect_zeroes_unmap ? ZERO_MAY_UNMAP : 0));
+    return block_writev(e->node, &iov, 1, offset, write_flags(job));
 }
 
 static int run_change(struct nbd_job *job)

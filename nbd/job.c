@@ -150,6 +150,7 @@ static void job_main(void *arg)
 {
     struct nbd_job *job = arg;
 
+    coroutine_set_owner(job->connection);
     if (job->request.command == NBD_CMD_READ)
         nbd_read_run(job);
     else if (job->request.command == NBD_CMD_BLOCK_STATUS)

@@ -561,8 +561,8 @@ static void test_lock_of_a_dying_process(void **state)
 
 static int run_window(void *arg)
 {
-    const struct node_window past = {6, NODE_WINDOW_REST, false};
-    const struct node_window rest = {4, NODE_WINDOW_REST, false}, middle = {1, 3, true};
+    const struct node_window past = {6, NODE_WINDOW_REST};
+    const struct node_window rest = {4, NODE_WINDOW_REST}, middle = {1, 3};
     struct node *raw, *window;
     char byte;
 
@@ -573,8 +573,7 @@ static int run_window(void *arg)
     assert_int_equal(block_read(window, &byte, 1, 0), 0);
     assert_int_equal(byte, 'o');
     node_unref(window);
-    assert_int_equal(
-        node_open_image(&context, "plain", "raw", NULL, NODE_WRITABLE, &raw, NULL, NULL), 0);
+    assert_int_equal(node_open_image(&context, "plain", "raw", NULL, 0, &raw, NULL, NULL), 0);
     assert_int_equal(node_open_window(&context, raw, &middle, &window, &last), 0);
     assert_int_equal(window->size, 3);
     assert_int_equal(block_read(window, &byte, 1, 0), 0);
