@@ -28,6 +28,11 @@ int block_reserve(struct node *node, uint64_t offset, uint64_t length)
 
     if (is_protocol(node))
         return reserve_here(node, offset, length);
+    if (is_filter(node)) {
+        err = block_reserve(node->file, offset, length);
+        node->size = node->file->size;
+        return err;
+    }
     if (!range_within(offset, length, node->size))
         return -ENOSPC;
     while (length > 0 && err == 0) {
