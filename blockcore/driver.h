@@ -130,6 +130,11 @@ struct driver {
      * node->size and the limits in struct node.  On failure the core calls close, which must cope.
      */
     int (*open)(struct node *node, struct node_open *open, struct error *error);
+    /*
+     * What opening has to change in the image: called when all else is open, the backing chain too,
+     * so that an image that is refused stays as it was.  NULL: nothing.
+     */
+    int (*opened)(struct node *node, struct error *error);
     /* Frees what open made. The core has flushed before, and closes the children after. */
     void (*close)(struct node *node);
     /*

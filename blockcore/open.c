@@ -213,7 +213,6 @@ static int open_one(struct node_open *open, struct node **ret, struct error *err
         node_unref(node);
         return err;
     }
-    node->opened = true;
     if (node->lock_size == 0)
         node->lock_size = node->cluster_size;
     TRACE(block_open, "%s (%s), %" PRIu64 " bytes, flags %#x", node_name(node), driver->name,
@@ -258,6 +257,15 @@ static int open_chain(struct node *node, struct node_open *open, struct error *e
     return 0;
 }
 
+/* The node is complete: it may change its image. */
+static int finish(struct node *node, struct error *error)
+{
+    int err = node->driver->opened ? node->driver->opened(node, error) : 0;
+
+    node->opened = err == 0;
+    return err;
+}
+
 /*
  * open->options stays the caller's; a copy is taken apart.  The reference of a given file is taken,
  * also on failure.
@@ -277,6 +285,8 @@ static int open_tree(const struct node_open *request, struct node **ret, struct 
         return err;
     }
     err = open_chain(node, &open, error);
+    if (err == 0)
+        err = finish(node, error);
     if (err < 0) {
         node_unref(node);
         return err;
@@ -352,6 +362,8 @@ int node_open_descriptor(const struct block_context *context,
     int err;
 
     err = open.options ? open_one(&open, ret, error) : out_of_memory(error);
+    if (err == 0)
+        err = finish(*ret, error);
     json_decref(open.options);
     if (open.given_descriptor)
         sys->close(descriptor->fd);

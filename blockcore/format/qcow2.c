@@ -206,6 +206,7 @@ const struct driver driver_qcow2 = {
     .options = qcow2_option_rows,
     .match = qcow2_match,
     .open = qcow2_open,
+    .opened = qcow2_opened,
     .close = qcow2_close,
     .map = qcow2_map,
     .decode = qcow2_decode,

@@ -144,6 +144,8 @@ struct qcow2 {
 
 /* qcow2_open.c */
 int qcow2_open(struct node *node, struct node_open *open, struct error *error);
+/* Repairs an image that was not closed properly, and only then reads its tables. */
+int qcow2_opened(struct node *node, struct error *error);
 void qcow2_close(struct node *node);
 /*
  * Builds the guard anew after the tables that the header names have changed; the lock is held.

@@ -2,7 +2,8 @@
 /*
  * Opening and closing qcow2 images.  Everything that the header names is checked against the limits
  * of the format and the size of the file before it is used.  Opening never changes the file, but
- * for one case: an image that is marked dirty is repaired when it is opened for writing.
+ * for one case: an image that is marked dirty is repaired when it is opened for writing, once its
+ * data and backing files are open.
  */
 #include "base/buffer.h"
 #include "base/checked.h"
@@ -110,8 +111,6 @@ static int open_data_file(struct qcow2 *q, struct node_open *open, const uint8_t
     err = node_open_child(q->node, open, "data-file", "data file",
                           name.offset ? (const char *)cluster + name.offset : NULL, name.length,
                           perm, open->shared & ~(unsigned)PERM_RESIZE, &q->data, error);
-    if (err == 0)
-        table_cache_set_data(q->l2_cache, q->data);
     return err;
 }
 
@@ -312,27 +311,43 @@ static int repair_dirty(struct qcow2 *q, struct error *error)
     return 0;
 }
 
+static int load_tables(struct qcow2 *q, struct error *error)
+{
+    int err = open_tables(q, error);
+
+    if (err == 0)
+        err = make_caches(q, error);
+    return err == 0 ? qcow2_bitmaps_open(q, error) : err;
+}
+
+/* What is in a data file is durable before the tables that tell of it. */
+static void link_data_file(struct qcow2 *q)
+{
+    if (q->data != q->file)
+        table_cache_set_data(q->l2_cache, q->data);
+}
+
+static bool needs_repair(const struct qcow2 *q)
+{
+    return node_writable(q->node) && (q->header.incompatible & QCOW2_INCOMPAT_DIRTY);
+}
+
 static int open_image(struct qcow2 *q, struct node_open *open, struct error *error)
 {
     uint8_t *cluster = NULL;
     size_t length = 0;
     int err = read_header(q, &cluster, &length, error);
 
-    /* First: what cannot be unlocked is not repaired either. */
     if (err == 0)
         err = qcow2_crypt_open(q, open, error);
-    if (err == 0 && node_writable(q->node) && (q->header.incompatible & QCOW2_INCOMPAT_DIRTY))
-        err = repair_dirty(q, error);
-    if (err == 0)
-        err = open_tables(q, error);
-    if (err == 0)
-        err = make_caches(q, error);
-    if (err == 0)
-        err = qcow2_bitmaps_open(q, error);
+    if (err == 0 && !needs_repair(q))
+        err = load_tables(q, error);
     if (err < 0)
         error_prefix(error, "%s: ", node_name(q->node));
     else
         err = open_data_file(q, open, cluster, error);
+    if (err == 0 && q->l2_cache)
+        link_data_file(q);
     if (err == 0)
         err = ask_for_backing(q, open, cluster, length, error);
     if (cluster)
@@ -377,6 +392,23 @@ int qcow2_open(struct node *node, struct node_open *open, struct error *error)
         node_writable(node) && !qcow2_has_data_file(q) &&
         ((node->flags & NODE_UNMAP) || q->header.version < 3 || q->header.snapshots > 0);
     return 0;
+}
+
+int qcow2_opened(struct node *node, struct error *error)
+{
+    struct qcow2 *q = node->state;
+    int err;
+
+    if (!needs_repair(q))
+        return 0;
+    err = repair_dirty(q, error);
+    if (err == 0)
+        err = load_tables(q, error);
+    if (err < 0)
+        error_prefix(error, "%s: ", node_name(node));
+    else
+        link_data_file(q);
+    return err;
 }
 
 void qcow2_close(struct node *node)

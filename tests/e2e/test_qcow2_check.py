@@ -6,7 +6,7 @@ import os
 import struct
 
 from evnbd_test import (HELPERS, KIB, MIB, SANITIZER, cases, check, digest, equal, main,
-                        qemu_img, qemu_img_check, qemu_io, read_file, run, same_bytes)
+                        qemu_img, qemu_img_check, qemu_io, refused, read_file, run, same_bytes)
 from qcow2_file import COPIED, OFFSET_MASK, Qcow2File
 
 TOOL = os.path.join(HELPERS, "..", "tools", "qcow2_tool")
@@ -192,7 +192,7 @@ def block_zeroed(file):
 
 
 def dirty(file):
-    file.set("incompatible", 1)
+    file.set("incompatible", file.get("incompatible") | 1)
 
 
 def corrupt(file):
@@ -365,6 +365,27 @@ def test_dirty_is_repaired_when_opened_for_writing(t):
     t.stop_servers()
     equal(Qcow2File(image).get("incompatible"), 0, "the dirty bit")
     qemu_img_check(image)
+
+
+@cases("backing", "data_file", "key")
+def test_refused_is_not_repaired(t, why):
+    """A dirty image that something else forbids to open stays as it was, to the byte."""
+    image, options = t.path("disk.qcow2"), ["-f", "qcow2"]
+    extra = {"backing": ["-b", t.path("base"), "-F", "raw"], "data_file": ["-o", f"data_file={t.path('base')}"],
+             "key": ["--object", "secret,id=s,data=word", "-o",
+                     "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"]}[why]
+    t.sparse_file("base", MIB)
+    qemu_img("create", "-q", "-f", "qcow2", *extra, image, "1M")
+    if why == "backing":
+        qemu_io(image, "write 0 64k")
+    os.unlink(t.path("base"))
+    file = Qcow2File(image)
+    leak(file)
+    dirty(file)
+    file.save(image)
+    before = digest(image)
+    refused(t, image, *options)
+    equal(digest(image), before, "hash of the image")
 
 
 def test_cannot_be_repaired(t):
