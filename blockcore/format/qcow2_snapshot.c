@@ -137,8 +137,9 @@ static void change_end(struct change *c)
 /* Takes the snapshot `index` and its L1 table. */
 static int change_take(struct change *c, size_t index, struct error *error)
 {
-    c->snapshot = &c->table.entries[index];
-    return qcow2_snapshot_l1_read(c->q, c->snapshot, &c->l1, &c->size, error);
+    int err = qcow2_snapshots_at(&c->table, index, &c->snapshot, error);
+
+    return err < 0 ? err : qcow2_snapshot_l1_read(c->q, c->snapshot, &c->l1, &c->size, error);
 }
 
 /* Nothing points to what was prepared: all is as it was, or leaks. */
@@ -391,16 +392,19 @@ static int load(struct node *node, size_t index, struct error *error)
 {
     struct qcow2 *q = node->state;
     struct snapshot_table table;
+    struct qcow2_snapshot *snapshot;
     struct snapshot_l1 l1 = {0};
     uint64_t size;
     int err = qcow2_snapshots_read(q, &table, error);
 
     if (err == 0)
-        err = qcow2_snapshot_l1_read(q, &table.entries[index], &l1, &size, error);
+        err = qcow2_snapshots_at(&table, index, &snapshot, error);
+    if (err == 0)
+        err = qcow2_snapshot_l1_read(q, snapshot, &l1, &size, error);
     if (err == 0) {
         q->header.size = size;
         q->header.l1_size = l1.count;
-        q->header.l1_offset = table.entries[index].l1_offset;
+        q->header.l1_offset = snapshot->l1_offset;
         q->at_snapshot = true;
         free(q->l1);
         q->l1 = l1.entries;

@@ -44,6 +44,10 @@ struct snapshot_place {
 /* qcow2_snapshot_table.c; `ret` is finished by the caller, also on failure. */
 int qcow2_snapshots_read(struct qcow2 *q, struct snapshot_table *ret, struct error *error);
 void qcow2_snapshots_fini(struct snapshot_table *table);
+/* The entry number `index`, which was chosen in a table that was read before: -EINVAL, it is gone.
+ */
+int qcow2_snapshots_at(const struct snapshot_table *table, size_t index,
+                       struct qcow2_snapshot **ret, struct error *error);
 /*
  * Writes a table without the entry `skip` (or table->count: with all) and with one more (or NULL)
  * to new clusters; nothing points to it yet.

@@ -56,6 +56,18 @@ int qcow2_snapshots_read(struct qcow2 *q, struct snapshot_table *ret, struct err
     return parse_table(q, ret, error);
 }
 
+int qcow2_snapshots_at(const struct snapshot_table *table, size_t index,
+                       struct qcow2_snapshot **ret, struct error *error)
+{
+    if (index >= table->count)
+        return error_set(error, EINVAL,
+                         "the image has %zu snapshots now, and number %zu was chosen: something "
+                         "else writes to it",
+                         table->count, index + 1);
+    *ret = &table->entries[index];
+    return 0;
+}
+
 /* Copies all entries but one. Returns the bytes. */
 static size_t copy_entries(const struct snapshot_table *table, size_t skip, uint8_t *out)
 {

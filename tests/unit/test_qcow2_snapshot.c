@@ -570,14 +570,47 @@ static void survives_power_cuts(void **state)
     }
 }
 
+/* The verbs, with numbers of snapshots that are not there any more. */
+static int run_numbers(void *arg)
+{
+    const struct block_snapshot_ops *ops = driver_qcow2.snapshots;
+    struct error error;
+    struct node *node = stage_open(NODE_WRITABLE);
+
+    assert_int_equal(ops->apply(node, 1, &error), -EINVAL);
+    assert_non_null(strstr(error.text, "has 1 snapshots now"));
+    assert_int_equal(ops->remove(node, SIZE_MAX, &error), -EINVAL);
+    assert_int_equal(ops->remove(node, 0, &error), 0);
+    assert_int_equal(ops->remove(node, 0, &error), -EINVAL);
+    node_unref(node);
+    node = stage_open(0);
+    assert_int_equal(ops->load(node, 0, &error), -EINVAL);
+    node_unref(node);
+    return 0;
+}
+
+static void numbers_that_are_gone(void **state)
+{
+    struct qcow2_image image = {.version = 3, .cluster_bits = 12, .order = 4, .size = 40 * 4096};
+
+    sim_disk_install(&(struct sim_disk_config){.seed = test_seed()});
+    qcow2_image_start(&image);
+    qcow2_image_data(&image, 3, 0x33);
+    qcow2_image_snapshot(&image);
+    qcow2_image_finish(&image);
+    stage_store(&image);
+    qcow2_image_fini(&image);
+    assert_int_equal(test_run(run_numbers, NULL), 0);
+    stage_check(true);
+    sim_disk_remove();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(series_of_everything),
-        cmocka_unit_test(a_write_fails),
-        cmocka_unit_test(writes_fail_from_then_on),
-        cmocka_unit_test(a_read_fails),
-        cmocka_unit_test(a_sync_fails),
+        cmocka_unit_test(series_of_everything), cmocka_unit_test(numbers_that_are_gone),
+        cmocka_unit_test(a_write_fails),        cmocka_unit_test(writes_fail_from_then_on),
+        cmocka_unit_test(a_read_fails),         cmocka_unit_test(a_sync_fails),
         cmocka_unit_test(survives_power_cuts),
     };
 
