@@ -3,10 +3,10 @@
 import re
 import struct
 
-from evnbd_test import KIB, MIB, SANITIZED, check, content, equal, qemu_img, read_file
-from hostile_images import (CLUSTER, CORRUPT, SIZE, Hostile, content_of_good, good, make_good, row, spoiled)
+from evnbd_test import KIB, MIB, SANITIZED, check, content, equal, qemu_img, qemu_io, read_file
+from hostile_images import (CLUSTER, CORRUPT, PACKED, SIZE, Hostile, content_of_good, good, make_good, row, spoiled)
 from nbd_raw import CMD_WRITE, EPERM
-from qcow2_file import EXT_BACKING_FORMAT, EXT_FEATURE_TABLE, FIELDS, Qcow2File
+from qcow2_file import EXT_BACKING_FORMAT, EXT_DATA_FILE, EXT_FEATURE_TABLE, FIELDS, Qcow2File
 
 EXTREMES = (0, 1, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1)
 DIRTY = 1
@@ -187,6 +187,22 @@ def compression(t):
     yield spoiled(t, "the bit alone", {"incompatible": 8}, refused=("compression type is 0",))
 
 
+@row("B32", "extended L2 entries")
+def extended_entries(t):
+    """Small clusters; subclusters that are data and zeroes at once; bits beside a compressed cluster."""
+    for bits in (9, 11, 12):
+        yield spoiled(t, f"clusters of 2^{bits} bytes", {"incompatible": 1 << 4, "cluster_bits": bits, "size": 4096},
+                      refused=("extended L2 entries", f"clusters of {1 << bits} bytes"))
+    path = t.path("extended.qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=16k", path, str(SIZE))
+    qemu_io(path, "write -P 0x11 0 256k", f"write -c -P 0x22 {PACKED} 16k", arguments=("-f", "qcow2"))
+    for name, offset, bitmap in (("data and zeroes", 64 * KIB, (1 << 64) - 1), ("one of both", 128 * KIB, 1 << 32 | 1),
+                                 ("bits of a compressed cluster", PACKED, 1)):
+        image = Qcow2File(path)
+        image.set_u64(image.l2_entry_at(offset) + 8, bitmap)
+        yield Hostile(name, image.save(t.path(BAD)), broken=(offset,), unwritable=(offset,))
+
+
 @row("B34", "header extensions")
 def extensions(t):
     end = bytes(8)
@@ -219,6 +235,27 @@ def backing_names(t):
                        ("//../../nowhere/x", "no such file"), ("/dev/null", "character device")):
         yield Hostile(name, overlay(t, name), refused=(says, re.escape(name.replace('"', '\\"')) + "|backing"),
                       offline=True, may_open=("missing.raw", name))
+
+
+@row("B37", "data files")
+def data_files(t):
+    t.file("base.raw", content(6, MIB))
+    for name in ("missing.raw", "fd:1", 'json:{"driver":"file","filename":"base.raw"}', "nbd://localhost/x",
+                 "http://localhost/x", "host_device:/dev/sda", "/dev/null", BAD):
+        image = with_extensions(t, extension(EXT_DATA_FILE, name.encode()), bytes(8))
+        image.set("incompatible", 1 << 2)
+        yield Hostile(name, image.save(t.path(BAD)), refused=("data file",), offline=True, may_open=(name, "missing.raw"))
+    image = with_extensions(t, bytes(8))
+    image.set("incompatible", 1 << 2)
+    yield Hostile("without a name", image.save(t.path(BAD)), refused=("data file",), offline=True)
+    # Alone the bit has no meaning, and goes with the first write.
+    yield spoiled(t, "raw bit without data-file bit", {"autoclear": 1 << 1})
+    path = spoiled(t, "", {"autoclear": 1 << 1}).path
+    with t.serve(path, "-f", "qcow2").client() as client:
+        client.write(0, b"x")
+    t.stop_servers()
+    t.servers.clear()
+    equal(Qcow2File(path).get("autoclear"), 0, "autoclear features after a write")
 
 
 @row("B36", "backing files without a format, and of another one")
