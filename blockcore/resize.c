@@ -79,6 +79,21 @@ static int fill_storage(const struct allocation *a, enum preallocation mode)
 }
 
 /*
+ * New storage of an encrypted node reads as noise, whatever is there: it is called zero, or, where
+ * the format cannot do that and keep it, holds encrypted zeroes.
+ */
+static int hide_noise(struct node *node, const struct allocation *a)
+{
+    int err = -ENOTSUP;
+
+    if (!node->encrypted)
+        return 0;
+    if (node->driver->zero)
+        err = node->driver->zero(node, a->offset, a->length, ZERO_KEEP);
+    return err == -ENOTSUP ? write_zeroes_locked(node, a->offset, a->length) : err;
+}
+
+/*
  * Gives storage to all of it.  What shares storage with bytes in front of `offset` is written: it
  * may have to be copied.
  */
@@ -102,6 +117,8 @@ static int preallocate(struct node *node, uint64_t offset, uint64_t end, enum pr
             err = node->driver->commit(node, &a);
         if (err < 0)
             node->driver->abort(node, &a);
+        else
+            err = hide_noise(node, &a);
         offset = a.offset + a.length;
         coroutine_yield();
     }
@@ -202,10 +219,6 @@ static int judge(const struct node *node, const struct block_resize *r, struct e
         return error_set(error, EROFS, "%s is not open for writing", node_name(node));
     if (is_protocol(node) && r->preallocation != PREALLOCATION_OFF)
         return error_set(error, ENOTSUP, "files are preallocated through the format above them");
-    if (node->encrypted && r->preallocation != PREALLOCATION_OFF)
-        return error_set(error, ENOTSUP,
-                         "%s is encrypted: storage that is preallocated would not read as zeroes",
-                         node_name(node));
     if (r->size >= node->size)
         return 0;
     if (!r->shrink)

@@ -319,6 +319,27 @@ def test_preallocation(t, mode, kind):
     check_both(image)
 
 
+@cases(*((mode, kind) for mode in ("metadata", "falloc", "full") for kind in range(len(QCOW2_KINDS))))
+def test_preallocated_growth(t, mode, kind):
+    """What is added has its storage, and reads as zeroes in both programs."""
+    options, compat = QCOW2_KINDS[kind]
+    image, grown = t.path("disk.qcow2"), SIZE + 2 * MIB
+    tool("create", image, f"size={SIZE},{options},encrypt.key-secret=s,compat={compat}", form="qcow2",
+         opens="")
+    our_write(t, "qcow2", image, SIZE - 512, content(16, 512))
+    tool("resize", image, "qcow2", grown, mode, form="qcow2")
+    check_both(image)
+    wanted = bytes(SIZE - 512) + content(16, 512) + bytes(2 * MIB)
+    same_bytes(our_read(t, "qcow2", image), wanted, "the disk as we read it")
+    same_bytes(qemu_read(t, "qcow2", image), wanted, "the disk as QEMU reads it")
+    size, model = os.path.getsize(image), bytearray(wanted)
+    our_write(t, "qcow2", image, SIZE + 1000, content(17, MIB))
+    model[SIZE + 1000:SIZE + 1000 + MIB] = content(17, MIB)
+    same_bytes(qemu_read(t, "qcow2", image), bytes(model), "the disk as QEMU reads it")
+    equal(os.path.getsize(image), size, "bytes of the file")
+    check_both(image)
+
+
 @cases(0, 3)
 def test_encrypted_backing_file(t, kind):
     tool("create", t.path("base.qcow2"), f"size={SIZE},{QCOW2_KINDS[kind][0]},encrypt.key-secret=s",

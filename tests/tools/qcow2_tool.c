@@ -436,9 +436,9 @@ static int run_resize(char **arguments, struct error *error)
         if (strcmp(arguments[3], preallocation_words[i]) == 0)
             resize.preallocation = (enum preallocation)i;
     }
+    format = arguments[1];
     if (err == 0)
-        err = node_open_image(&context, arguments[0], arguments[1], NULL, NODE_WRITABLE, &node,
-                              NULL, error);
+        err = open_image(arguments[0], NODE_WRITABLE, true, &node, error);
     if (err < 0)
         return err;
     err = block_resize(node, &resize, error);
