@@ -291,13 +291,14 @@ static void after_handshake_step(struct nbd_connection *c)
         enter_transmission(c);
 }
 
-static const char origin_full[] = "there are as many clients from your address as are allowed";
-
-static bool origin_is_full(const struct nbd_connection *c)
+/* Why the client may enter no export now; NULL: it may. */
+static const char *refusal_of(const struct nbd_connection *c)
 {
     unsigned max = c->owner->connections_of_one;
 
-    return max > 0 && c->origin->clients >= max;
+    if (max > 0 && c->origin->clients >= max)
+        return "there are as many clients from your address as are allowed";
+    return NULL;
 }
 
 static size_t handshake_step(struct nbd_connection *c, const uint8_t *data, size_t length)
@@ -306,7 +307,7 @@ static size_t handshake_step(struct nbd_connection *c, const uint8_t *data, size
     size_t used;
 
     hs->shutting_down = c->stopping;
-    hs->refusal = origin_is_full(c) ? origin_full : NULL;
+    hs->refusal = refusal_of(c);
     used = nbd_handshake_input(hs, data, length);
     after_handshake_step(c);
     return used;
@@ -507,9 +508,9 @@ static bool begin(struct nbd_connection *c, struct stream *stream)
     nbd_handshake_init(c->handshake, c->owner->exports, &c->identity,
                        c->owner->oldstyle && !c->owner->tls);
     c->handshake->tls = tls_mode(c->owner->tls);
+    c->handshake->refusal = refusal_of(c);
+    nbd_handshake_start(c->handshake);
     nbd_connection_start_deadline(c);
-    if (c->owner->oldstyle && origin_is_full(c))
-        nbd_connection_end_input(c, "%s", origin_full);
     after_handshake_step(c);
     reactor_defer(&c->turn); /* the greeting may have been sent in part */
     return true;

@@ -191,7 +191,11 @@ void nbd_handshake_init(struct nbd_handshake *hs, const struct nbd_exports *expo
                         const struct nbd_identity *identity, bool oldstyle)
 {
     *hs = (struct nbd_handshake){.exports = exports, .identity = identity, .oldstyle = oldstyle};
-    if (oldstyle)
+}
+
+void nbd_handshake_start(struct nbd_handshake *hs)
+{
+    if (hs->oldstyle)
         begin_oldstyle(hs);
     else
         put_greeting(hs);

@@ -44,10 +44,10 @@ struct nbd_handshake {
     const struct nbd_exports *exports;
     const struct nbd_identity *identity; /* of the client, the caller's; NULL: nothing is known */
     enum nbd_handshake_state state;
-    bool oldstyle;              /* serve the default export without options */
-    bool no_zeroes;             /* negotiated */
-    bool fixed;                 /* the client set NBD_FLAG_C_FIXED_NEWSTYLE */
-    enum nbd_tls_mode tls;      /* set by the caller after nbd_handshake_init() */
+    bool oldstyle;  /* serve the default export without options */
+    bool no_zeroes; /* negotiated */
+    bool fixed;     /* the client set NBD_FLAG_C_FIXED_NEWSTYLE */
+    enum nbd_tls_mode tls;
     bool secure;                /* this is inside of TLS */
     bool shutting_down;         /* answer options with ERR_SHUTDOWN */
     const char *refusal;        /* why this client may enter no export now, NULL: it may */
@@ -65,9 +65,11 @@ struct nbd_handshake {
     const struct nbd_export *denied; /* what its access rules kept the client from, last */
 };
 
-/* Starts: puts the greeting into the output. Oldstyle goes to DONE (or CLOSED) at once. */
+/* Before nbd_handshake_start() the caller may set `tls`, `refusal` and `shutting_down`. */
 void nbd_handshake_init(struct nbd_handshake *hs, const struct nbd_exports *exports,
                         const struct nbd_identity *identity, bool oldstyle);
+/* Puts the greeting into the output. Oldstyle goes to DONE (or CLOSED) at once. */
+void nbd_handshake_start(struct nbd_handshake *hs);
 void nbd_handshake_fini(struct nbd_handshake *hs);
 
 /*

@@ -49,6 +49,7 @@ void server_session_init(struct server_session *s, const struct nbd_exports *exp
     *s = (struct server_session){0};
     nbd_handshake_init(&s->hs, exports, NULL, oldstyle);
     s->hs.shutting_down = stopping;
+    nbd_handshake_start(&s->hs);
     server_session_collect(s);
 }
 

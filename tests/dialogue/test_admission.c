@@ -340,6 +340,7 @@ static void test_oldstyle_clients_of_one_origin(void **state)
     come_all(&second, 1, &s, 1);
     come_all(&other, 1, &s, 2);
     client_expect_close(&second);
+    assert_int_equal(second.in.length, 0); /* it is told nothing of the disk */
     assert_true(client_receive(&first, 152));
     assert_true(client_receive(&other, 152));
     assert_int_equal(nbd_server_connections(s.rig.server), 2);

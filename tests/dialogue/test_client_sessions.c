@@ -216,6 +216,7 @@ static void test_own_server(void **state)
         s.said.length = s.kept.length = 0;
         nbd_client_init(&s.client, &s.remote);
         nbd_handshake_init(&hs, &many->exports, NULL, false);
+        nbd_handshake_start(&hs);
         converse(&s, &hs);
         nbd_handshake_fini(&hs);
         assert_true(s.remote.next > before);

@@ -318,6 +318,7 @@ static void test_output_is_bounded(void **state)
     memset(long_text, 'x', NBD_STRING_MAX);
     f.disk.description = long_text;
     nbd_handshake_init(&hs, &f.exports, NULL, false);
+    nbd_handshake_start(&hs);
     message_script(&m, "flags 3");
     for (int i = 0; i < NBD_OPTIONS_MAX; i++)
         message_script(&m, "list");

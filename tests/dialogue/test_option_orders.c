@@ -443,6 +443,7 @@ static void begin(struct walk *walk, struct nbd_handshake *hs)
 
     nbd_handshake_init(hs, &walk->exports, NULL, false);
     hs->shutting_down = walk->world.stopping;
+    nbd_handshake_start(hs);
     message_bytes(&walk->greeting, hs->output.data, hs->output.length);
     message_script(&flags, walk->world.flags);
     assert_int_equal(nbd_handshake_input(hs, flags.data, flags.length), flags.length);

@@ -151,6 +151,7 @@ static struct said talk(const struct nbd_exports *exports, unsigned mode, const 
     hs.shutting_down = mode & STOPPING;
     if (!(mode & OLDSTYLE))
         hs.tls = tls_mode(mode);
+    nbd_handshake_start(&hs);
     collect(&said, &hs);
     offer_until(&said, &hs, mode, data, 0, cut);
     offer_until(&said, &hs, mode, data, cut, size);
