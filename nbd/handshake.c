@@ -18,45 +18,13 @@
 #include "nbd/access.h"
 #include "nbd/option.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
+#include <string.h>
 
 #define OUTPUT_PAUSE (64 * 1024)
 #define RESERVED_ZEROES 124
-
-static uint8_t *output_extend(struct nbd_output *output, size_t length)
-{
-    uint8_t *at;
-
-    if (output->failed)
-        return NULL;
-    if (length > output->room - output->length) {
-        size_t room = output->length + length + 512;
-        uint8_t *data;
-
-        if (room < 2 * output->room)
-            room = 2 * output->room;
-        data = realloc(output->data, room);
-        if (!data) {
-            output->failed = true;
-            return NULL;
-        }
-        output->data = data;
-        output->room = room;
-    }
-    at = output->data + output->length;
-    output->length += length;
-    return at;
-}
-
-void nbd_output_free(struct nbd_output *output)
-{
-    free(output->data);
-    *output = (struct nbd_output){0};
-}
 
 __attribute__((format(printf, 2, 3))) static void close_session(struct nbd_handshake *hs,
                                                                 const char *format, ...)
@@ -69,46 +37,9 @@ __attribute__((format(printf, 2, 3))) static void close_session(struct nbd_hands
     va_end(args);
 }
 
-struct byte_writer nbd_option_reply(struct nbd_handshake *hs, uint32_t option, uint32_t type,
-                                    size_t length)
-{
-    uint8_t *at = output_extend(&hs->output, NBD_OPTION_REPLY_HEADER_BYTES + length);
-
-    TRACE(nbd_option_reply, "option %s reply %s, %zu bytes", nbd_option_name(option),
-          nbd_option_reply_name(type), length);
-    if (!at)
-        return byte_writer_of(NULL, 0);
-    put_be64(at, NBD_OPTION_REPLY_MAGIC);
-    put_be32(at + 8, option);
-    put_be32(at + 12, type);
-    put_be32(at + 16, (uint32_t)length);
-    return byte_writer_of(at + NBD_OPTION_REPLY_HEADER_BYTES, length);
-}
-
-void nbd_option_ack(struct nbd_handshake *hs, uint32_t option)
-{
-    nbd_option_reply(hs, option, NBD_REP_ACK, 0);
-}
-
-void nbd_option_error(struct nbd_handshake *hs, uint32_t option, uint32_t type, const char *format,
-                      ...)
-{
-    char text[512];
-    struct byte_writer w;
-    va_list args;
-
-    va_start(args, format);
-    vsnprintf(text, sizeof(text), format, args);
-    va_end(args);
-    if (option == NBD_OPT_GO)
-        error_set(&hs->refused, EPERM, "%s", text);
-    w = nbd_option_reply(hs, option, type, strlen(text));
-    byte_writer_put(&w, text, strlen(text));
-}
-
 static void put_greeting(struct nbd_handshake *hs)
 {
-    uint8_t *at = output_extend(&hs->output, 18);
+    uint8_t *at = nbd_output_extend(&hs->output, 18);
 
     hs->state = NBD_HANDSHAKE_CLIENT_FLAGS;
     if (!at)
@@ -122,7 +53,7 @@ static void put_greeting(struct nbd_handshake *hs)
 static void put_oldstyle(struct nbd_handshake *hs)
 {
     const struct nbd_export *chosen = hs->chosen;
-    uint8_t *at = output_extend(&hs->output, 28 + RESERVED_ZEROES);
+    uint8_t *at = nbd_output_extend(&hs->output, 28 + RESERVED_ZEROES);
 
     hs->state = NBD_HANDSHAKE_DONE;
     if (!at)
@@ -289,7 +220,7 @@ static void handle_export_name(struct nbd_handshake *hs, struct nbd_option_messa
         return;
     }
     hs->state = NBD_HANDSHAKE_DONE;
-    at = output_extend(&hs->output, 10 + zeroes);
+    at = nbd_output_extend(&hs->output, 10 + zeroes);
     if (!at)
         return;
     put_be64(at, hs->chosen->size);

@@ -4,12 +4,12 @@
  *
  *   handshake.c       framing, limits, most of the options
  *   option_context.c  LIST_META_CONTEXT, SET_META_CONTEXT
+ *   option_reply.c    replies and the output, see option_reply.h
  */
 #ifndef EVNBD_NBD_OPTION_H
 #define EVNBD_NBD_OPTION_H
 
-#include "base/bytes.h"
-#include "nbd/handshake.h"
+#include "nbd/option_reply.h"
 
 /* A client's text in a message: enough to recognize it, far below the 4096 bytes of a string. */
 #define NBD_ECHO_MAX 80
@@ -19,13 +19,6 @@ struct nbd_option_message {
     struct byte_reader data; /* all `length` bytes */
 };
 
-/* Appends a reply of `length` bytes of data, which the caller writes. */
-struct byte_writer nbd_option_reply(struct nbd_handshake *hs, uint32_t option, uint32_t type,
-                                    size_t length);
-void nbd_option_ack(struct nbd_handshake *hs, uint32_t option);
-/* An error reply with its sentence for the user at the other end. */
-__attribute__((format(printf, 4, 5))) void
-nbd_option_error(struct nbd_handshake *hs, uint32_t option, uint32_t type, const char *format, ...);
 /* Checks a name and finds its export; NULL: the option has been answered with an error. */
 struct nbd_export *nbd_option_export(struct nbd_handshake *hs, uint32_t option, const uint8_t *name,
                                      size_t length);
