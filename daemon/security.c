@@ -39,16 +39,29 @@ static void forget(void *question)
     authz_forget(question);
 }
 
-static int set_authorization(struct security *security, const char *id, struct error *error)
+static int set_authorization(const struct security *security, const char *id,
+                             struct export_access *access, struct error *error)
 {
     if (!id)
         return 0;
-    security->authorizer = (struct nbd_authorizer){
+    access->authorizer = (struct nbd_authorizer){
         .arg = objects_authz(security->objects, id, error), .ask = ask, .forget = forget};
-    if (!security->authorizer.arg)
+    if (!access->authorizer.arg)
         return -EINVAL;
-    security->access.authorizer = &security->authorizer;
+    access->rules.authorizer = &access->authorizer;
     return 0;
+}
+
+int security_access(const struct security *security, const struct arguments *arguments,
+                    struct export_access *ret, struct error *error)
+{
+    int err;
+
+    nbd_access_init(&ret->rules);
+    err = read_rules(&ret->rules, &arguments->allowed, error);
+    if (err == 0)
+        err = set_authorization(security, arguments->tls_authz, ret, error);
+    return err;
 }
 
 int security_open(struct security *security, const struct arguments *arguments, struct error *error)
@@ -56,12 +69,7 @@ int security_open(struct security *security, const struct arguments *arguments, 
     int err;
 
     *security = (struct security){0};
-    nbd_access_init(&security->access);
     err = objects_new(&arguments->objects, &security->objects, error);
-    if (err == 0)
-        err = read_rules(&security->access, &arguments->allowed, error);
-    if (err == 0)
-        err = set_authorization(security, arguments->tls_authz, error);
     if (err == 0)
         err = daemon_tls_init(&security->tls, arguments, security->objects, error);
     return err;
@@ -70,7 +78,6 @@ int security_open(struct security *security, const struct arguments *arguments, 
 void security_close(struct security *security)
 {
     daemon_tls_fini(&security->tls);
-    nbd_access_fini(&security->access);
     objects_free(security->objects);
     security->objects = NULL;
 }

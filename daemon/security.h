@@ -8,18 +8,27 @@
 #include "daemon/tls.h"
 #include "nbd/access.h"
 
+/* Who may use an export. Stays where it is. */
+struct export_access {
+    struct nbd_access rules;
+    struct nbd_authorizer authorizer;
+};
+
 struct security {
     struct objects *objects;
-    struct nbd_access access; /* of the export */
-    struct nbd_authorizer authorizer;
     struct daemon_tls tls;
 };
 
-/* For serving: makes the objects, reads the rules and the credentials; security_close() in any
- * case. */
+/* For serving: makes the objects and reads the credentials; security_close() in any case. */
 int security_open(struct security *security, const struct arguments *arguments,
                   struct error *error);
-/* When no export uses the rules, and no image the secrets, any more. */
+/*
+ * Who may use an export: the rules and the authorization that `arguments` name.  `security`
+ * outlives *ret; nbd_access_fini() of its rules in any case.  Negative errno with a sentence.
+ */
+int security_access(const struct security *security, const struct arguments *arguments,
+                    struct export_access *ret, struct error *error);
+/* When no export uses the authorizations, and no image the secrets, any more. */
 void security_close(struct security *security);
 
 #endif

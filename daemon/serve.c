@@ -15,9 +15,7 @@
 #include "base/log.h"
 #include "base/reactor.h"
 #include "base/sys.h"
-#include "blockcore/block.h"
-#include "blockcore/drivers.h"
-#include "daemon/image.h"
+#include "daemon/disk_export.h"
 #include "daemon/pid_file.h"
 #include "daemon/security.h"
 #include "daemon/selinux.h"
@@ -41,12 +39,9 @@ struct serve {
     struct service *service;
     struct error *error;
 
-    struct block_context context;
-    struct node *node;
-    struct image_place place;
     struct security security;
     struct nbd_exports exports;
-    struct nbd_export *nbd_export;
+    struct disk_export disk;
     struct nbd_server *server;
     struct pid_file pid_file;
 
@@ -92,7 +87,7 @@ static void stop(struct serve *serve)
     reactor_timer_stop(&serve->status);
     notify_stopping(&serve->service->notify, "Stopping: %u client%s to finish with", serve->clients,
                     plural(serve->clients));
-    node_stop(serve->node);
+    node_stop(serve->disk.node);
     nbd_server_stop(serve->server, DRAIN_LIMIT_NS);
 }
 
@@ -125,73 +120,21 @@ static void on_stopped(void *arg)
     reactor_stop();
 }
 
-/* What clients may ask about the disk besides its contents. */
-static int add_contexts(struct serve *serve, struct nbd_export *e)
+/* In a coroutine. */
+static int open_disk(void *arg)
 {
-    const struct arguments *a = serve->arguments;
-    int err = 0;
+    struct serve *serve = arg;
 
-    e->allocation_depth = a->allocation_depth;
-    for (size_t i = 0; i < a->bitmaps.count && err == 0; i++)
-        err = nbd_export_add_bitmap(e, a->bitmaps.items[i], serve->error);
-    return err;
-}
-
-/* What the command line and the options of the image ask for. */
-static void set_detect_zeroes(struct nbd_export *e, const struct arguments *a)
-{
-    enum node_detect_zeroes own = e->node->detect_zeroes;
-
-    e->detect_zeroes = a->detect_zeroes != DETECT_ZEROES_OFF || own != NODE_DETECT_ZEROES_OFF;
-    e->detect_zeroes_unmap =
-        a->detect_zeroes == DETECT_ZEROES_UNMAP || own == NODE_DETECT_ZEROES_UNMAP;
+    return disk_export_open(&serve->disk, serve->arguments, &serve->security, &serve->exports,
+                            serve->error);
 }
 
 /* In a coroutine. */
-static int open_export(void *arg)
+static int close_disk(void *arg)
 {
     struct serve *serve = arg;
-    const struct arguments *a = serve->arguments;
-    struct nbd_export *e;
-    int err = image_open(&serve->context, a, &serve->node, &serve->place, serve->error);
 
-    if (err < 0)
-        return err;
-    e = nbd_export_new(a->export_name, a->description, serve->node,
-                       a->read_only || !node_writable(serve->node),
-                       a->shared != 1 && a->address_limit != 1);
-    if (!e)
-        return error_set(serve->error, ENOMEM, "Could not make the export: out of memory");
-    set_detect_zeroes(e, a);
-    e->write_through = image_write_through(a);
-    if (serve->place.guessed_raw && !image_has_overlay(a)) {
-        e->header_node = serve->place.disk;
-        e->header_offset = serve->place.offset;
-    }
-    e->probe_drivers = block_drivers;
-    e->access = &serve->security.access;
-    list_append(&serve->exports.list, &e->link);
-    if (!*a->export_name)
-        serve->exports.default_export = e;
-    serve->nbd_export = e;
-    return add_contexts(serve, e);
-}
-
-/* In a coroutine. Writes back what clients have written, if there were any. */
-static int close_export(void *arg)
-{
-    struct serve *serve = arg;
-    int err = 0;
-
-    if (serve->served && node_writable(serve->node) && !(serve->node->flags & NODE_TEMPORARY)) {
-        err = block_flush(serve->node);
-        if (err < 0)
-            error_set_errno(serve->error, -err, "Failed to flush '%s' at the end",
-                            serve->arguments->image);
-    }
-    nbd_export_free(serve->nbd_export);
-    node_unref(serve->node);
-    return err;
+    return disk_export_close(&serve->disk, serve->served, serve->error);
 }
 
 /* Runs fn(serve) in a coroutine; its error has a text even when there is no memory to begin with.
@@ -203,28 +146,6 @@ static int in_coroutine(struct serve *serve, int (*fn)(void *arg))
     if (err < 0 && !serve->error->text[0])
         error_set_errno(serve->error, -err, "Could not use '%s'", serve->arguments->image);
     return err;
-}
-
-static void warn_about_probing(const struct serve *serve)
-{
-    if (!serve->place.guessed_raw || serve->arguments->read_only ||
-        image_has_overlay(serve->arguments))
-        return;
-    log_warning("WARNING: Image format was not specified for '%s' and probing guessed raw.",
-                serve->arguments->image);
-    log_warning(
-        "         A client of a raw image could make it look like another format, so writes "
-        "that would do that are refused.");
-    log_warning("         Say --format=raw to allow them.");
-}
-
-static void warn_about_offset(const struct serve *serve)
-{
-    const struct arguments *a = serve->arguments;
-
-    if (a->offset > 0 && serve->node->size == 0)
-        log_warning("warning: the offset %" PRIu64 " is where '%s' ends: the export has 0 bytes",
-                    a->offset, a->image);
 }
 
 /* As many as may be served at a time can wait to be accepted, at least. */
@@ -318,8 +239,7 @@ static int start(struct serve *serve)
 
     if (err < 0)
         return err;
-    serve->context = image_context(a, serve->security.objects);
-    err = in_coroutine(serve, open_export);
+    err = in_coroutine(serve, open_disk);
     if (err == 0)
         err = watch_signals(serve);
     if (err == 0)
@@ -328,10 +248,9 @@ static int start(struct serve *serve)
         err = pid_file_create(&serve->pid_file, a->pid_file, serve->error);
     if (err < 0)
         return err;
-    warn_about_probing(serve);
-    warn_about_offset(serve);
+    disk_export_warn(&serve->disk);
     log_info("serving '%s' (%s, %" PRIu64 " bytes) as export '%s'", a->image,
-             serve->node->driver->name, serve->node->size, a->export_name);
+             serve->disk.node->driver->name, serve->disk.node->size, a->export_name);
     err = daemonize_ready(&serve->service->daemonize, a->verbose, serve->error);
     if (err == 0)
         notify_ready(&serve->service->notify, "Serving '%s'", a->image);
@@ -354,7 +273,7 @@ static int finish(struct serve *serve)
     int err;
 
     nbd_server_free(serve->server);
-    err = in_coroutine(serve, close_export);
+    err = in_coroutine(serve, close_disk);
     security_close(&serve->security);
     pid_file_remove(&serve->pid_file);
     reactor_timer_stop(&serve->status);
