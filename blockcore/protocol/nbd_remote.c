@@ -314,7 +314,7 @@ int nbd_remote_run(struct nbd_remote *remote, struct nbd_command *command)
     int64_t lost_ns = 0; /* when this one was lost for the first time */
     int err;
 
-    for (;;) {
+    for (unsigned tries = 1;; tries++) {
         err = wait_ready(remote);
         if (err == 0)
             err = nbd_link_run(least_loaded(remote), command);
@@ -322,7 +322,9 @@ int nbd_remote_run(struct nbd_remote *remote, struct nbd_command *command)
             return err;
         if (lost_ns == 0)
             lost_ns = sys->monotonic_ns();
-        if (remote->stopping || sys->monotonic_ns() >= patience_of(remote, lost_ns))
+        /* Another connection may be there, and is tried in any case; if not, wait_ready() tells. */
+        if (tries > remote->count &&
+            (remote->stopping || sys->monotonic_ns() >= patience_of(remote, lost_ns)))
             return err;
     }
 }

@@ -4,7 +4,13 @@ import os
 import signal
 import subprocess
 
-from evnbd_test import HANG, free_port, need, wait_for, write_file
+from evnbd_test import EVNBD, HANG, free_port, need, run, skip, wait_for, write_file
+
+
+def need_driver(t):
+    done = run(EVNBD, "-f", "raw", f"nbd+unix:///?socket={t.path('nowhere')}", status=1)
+    if "without libnbd" in done.stderr:
+        skip("evnbd was built without libnbd")
 
 
 class Other:

@@ -4,20 +4,14 @@
 import json
 import os
 
-from evnbd_test import (EVNBD, HELPERS, KIB, MIB, SANITIZED, cases, check, content, equal,
+from evnbd_test import (HELPERS, KIB, MIB, SANITIZED, cases, check, content, equal,
                         free_port, main, need, qemu_img, qemu_img_check, read_file, refused,
                         run, same_bytes, skip)
 from nbd_raw import CMD_CACHE
-from nbd_servers import nbd_server, nbdkit, qemu_nbd
+from nbd_servers import nbd_server, nbdkit, need_driver, qemu_nbd
 
 SIZE = 5 * MIB
 OPERATIONS = 150 if SANITIZED else 300
-
-
-def need_driver(t):
-    done = run(EVNBD, "-f", "raw", f"nbd+unix:///?socket={t.path('nowhere')}", status=1)
-    if "without libnbd" in done.stderr:
-        skip("evnbd was built without libnbd")
 
 
 def make(t):
