@@ -113,23 +113,6 @@ int open_name_driver(const struct block_context *context, json_t *tree, unsigned
     return err;
 }
 
-int node_open_options(const struct block_context *context, json_t *options, const char *format,
-                      unsigned flags, struct node **ret, bool *ret_guessed_raw, struct error *error)
-{
-    json_t *tree = json_deep_copy(options);
-    int err = 0;
-
-    *ret_guessed_raw = false;
-    if (!tree || (format && json_object_set_new(tree, "driver", json_string(format)) < 0))
-        err = out_of_memory(error);
-    else if (!json_object_get(tree, "driver"))
-        err = open_name_driver(context, tree, flags, ret_guessed_raw, error);
-    if (err == 0)
-        err = node_open_tree(context, tree, flags, ret, error);
-    json_decref(tree);
-    return err;
-}
-
 /* The options of the format node. */
 static json_t *format_tree(const char *format, json_t *options)
 {
@@ -167,6 +150,43 @@ static int open_probed(const struct block_context *context, json_t *file, json_t
     } else {
         node_unref(node);
         err = out_of_memory(error);
+    }
+    json_decref(tree);
+    return err;
+}
+
+/* Whether the file below is another machine's. */
+static bool is_remote(const struct block_context *context, json_t *file)
+{
+    const char *name = json_string_value(json_object_get(file, "driver"));
+    const char *filename = json_string_value(json_object_get(file, "filename"));
+    const struct driver *driver = name       ? driver_find(context->drivers, name)
+                                  : filename ? driver_of_name(context->drivers, filename)
+                                             : NULL;
+
+    return driver && driver->names;
+}
+
+int node_open_options(const struct block_context *context, json_t *options, const char *format,
+                      unsigned flags, struct node **ret, bool *ret_guessed_raw, struct error *error)
+{
+    json_t *tree = json_deep_copy(options), *file;
+    int err = 0;
+
+    *ret_guessed_raw = false;
+    if (!tree || (format && json_object_set_new(tree, "driver", json_string(format)) < 0))
+        err = out_of_memory(error);
+    file = json_object_get(tree, "file");
+    if (err == 0 && !json_object_get(tree, "driver") && is_remote(context, file)) {
+        json_incref(file);
+        json_object_del(tree, "file");
+        err = open_probed(context, file, tree, flags, ret, ret_guessed_raw, error);
+        json_decref(file);
+    } else {
+        if (err == 0 && !json_object_get(tree, "driver"))
+            err = open_name_driver(context, tree, flags, ret_guessed_raw, error);
+        if (err == 0)
+            err = node_open_tree(context, tree, flags, ret, error);
     }
     json_decref(tree);
     return err;

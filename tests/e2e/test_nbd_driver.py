@@ -183,14 +183,16 @@ def test_qcow2_over_nbd(t):
     same_bytes(read_file(raw), wanted, "the image")
 
 
-def test_probing_keeps_the_connection(t):
+@cases("name", "options")
+def test_probing_keeps_the_connection(t, how):
     """A server that ends with its first client still serves the disk whose format was looked for."""
     need_driver(t)
     need("nbdkit")
     image = t.path("disk.qcow2")
     qemu_img("create", "-q", "-f", "qcow2", image, "1M")
     server = nbdkit(t, "--filter=exitlast", "file", image)
-    front = t.serve(server.uri, "-r")
+    words = [server.uri] if how == "name" else ["--image-opts", f"file.filename={server.uri}"]
+    front = t.serve(None, "-r", *words)
     with front.client() as client:
         equal(client.export.size, MIB, "size of the disk")
 
