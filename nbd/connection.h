@@ -124,6 +124,7 @@ struct nbd_connection {
     unsigned turn_requests;    /* left of this turn's shares */
     uint64_t turn_bytes;
 
+    bool tls_begun;    /* `stream` is the TLS one */
     bool tls_done;     /* the TLS handshake is behind it */
     bool large_writes; /* payloads are received in place: less is read ahead */
     bool frozen;       /* in the handshake, until may_enter; its time limit stands still */

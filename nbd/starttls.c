@@ -20,6 +20,8 @@
 /* One part in so many of the loop's time is for the steps of TLS handshakes; saved up at most. */
 #define TIME_SHARE 4
 #define TIME_BURST_NS INT64_C(10000000)
+/* Until a handshake that waits for no descriptor is looked at again. */
+#define LATER_NS INT64_C(2000000)
 
 bool nbd_connection_in_starttls(const struct nbd_connection *c)
 {
@@ -54,6 +56,12 @@ static bool has_its_turn(struct nbd_connection *c)
     return false;
 }
 
+static void come_back_later(struct nbd_connection *c)
+{
+    c->paused = true;
+    reactor_timer_start(&c->tls_rest, LATER_NS, on_pace);
+}
+
 static bool wrap_stream(struct nbd_connection *c)
 {
     const struct nbd_tls *tls = c->owner->tls;
@@ -64,6 +72,7 @@ static bool wrap_stream(struct nbd_connection *c)
         return false;
     }
     c->stream = stream;
+    c->tls_begun = true;
     c->tls_wait = REACTOR_READ;
     return true;
 }
@@ -113,7 +122,7 @@ void nbd_connection_starttls(struct nbd_connection *c)
         return;
     }
     /* The turn that sends the rest comes back here. */
-    if (!c->tls_wait && (c->out.count > 0 || !wrap_stream(c)))
+    if (!c->tls_begun && (c->out.count > 0 || !wrap_stream(c)))
         return;
     c->paused = c->asked;
     if (c->paused || !has_its_turn(c))
@@ -125,4 +134,6 @@ void nbd_connection_starttls(struct nbd_connection *c)
         go_on_inside(c);
     else if (r != -EAGAIN)
         nbd_connection_cut(c, "no TLS: %s", error.text);
+    else if (!c->tls_done && c->tls_wait == 0)
+        come_back_later(c);
 }

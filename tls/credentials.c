@@ -3,7 +3,9 @@
  * Credentials that follow their files.
  *
  * Looking whether files have changed costs a few system calls, which is nothing beside a handshake,
- * and needs no watch that could miss how an editor or a mount has replaced them.
+ * and needs no watch that could miss how an editor or a mount has replaced them.  They are read on
+ * the loop, and what is long (a bundle of certificates) is parsed in a worker; sessions that begin
+ * meanwhile wait for it, so that none goes by what has been revoked.
  */
 #include "tls/credentials.h"
 
@@ -11,6 +13,7 @@
 #include "base/log.h"
 #include "base/path.h"
 #include "base/sys.h"
+#include "base/worker.h"
 #include "tls/material.h"
 #include "tls/priority.h"
 
@@ -20,6 +23,11 @@
 #include <string.h>
 #include <time.h>
 
+/* What is parsed on the loop: about 10 ms of it. */
+#define AT_ONCE_BYTES (64 * 1024)
+
+struct reload;
+
 struct tls_credentials {
     unsigned references;
     struct tls_credentials_config config; /* owns its strings */
@@ -28,6 +36,17 @@ struct tls_credentials {
     struct tls_file files[TLS_FILES];
     struct tls_material *material;
     bool made_from[TLS_FILES]; /* the files that were there for `material` */
+    struct reload *reload;     /* NULL: none is under way */
+};
+
+/* A state of the files on its way to be `material`. */
+struct reload {
+    struct worker_job job;
+    struct tls_credentials *credentials; /* with a reference */
+    struct tls_file before[TLS_FILES];   /* with the stamps of the last state */
+    struct tls_material *fresh;
+    struct error error;
+    int result; /* 0: `fresh`, else negative errno and `error` */
 };
 
 static time_t now(time_t *ret)
@@ -169,7 +188,10 @@ static int set_up(struct tls_credentials *c, const struct tls_credentials_config
     err = set_priority(c, error);
     if (err < 0)
         return err;
-    err = tls_material_new(&c->config, c->files, &material, error);
+    err = tls_files_read(c->files, error);
+    if (err == 0)
+        err = tls_material_new(&c->config, c->files, &material, error);
+    tls_files_drop(c->files);
     if (err == 0)
         take_material(c, material);
     return err;
@@ -246,53 +268,86 @@ static int check_none_vanished(const struct tls_credentials *c, struct error *er
     return 0;
 }
 
-static int make_again(struct tls_credentials *c, struct tls_material **ret, struct error *error)
+static void parse(struct worker_job *job)
 {
-    int err = tls_material_new(&c->config, c->files, ret, error);
+    struct reload *reload = container_of(job, struct reload, job);
+    struct tls_credentials *c = reload->credentials;
 
-    if (err < 0)
-        return err;
-    err = check_none_vanished(c, error);
-    if (err < 0)
-        tls_material_unref(*ret);
-    return err;
+    reload->result = tls_material_new(&c->config, c->files, &reload->fresh, &reload->error);
 }
 
 /*
- * Each change is tried once: all stamps are taken before, also of what is not come to.  What fails
- * for lack of descriptors or memory is tried again by the next session.
+ * Each change is tried once: all stamps were taken before, also of what was not come to.  What
+ * failed for lack of descriptors or memory is tried again by the next session.
  */
+static void end_reload(struct worker_job *job)
+{
+    struct reload *reload = container_of(job, struct reload, job);
+    struct tls_credentials *c = reload->credentials;
+    const char *where = c->config.psk_file ? c->config.psk_file : c->config.dir;
+
+    tls_files_drop(c->files);
+    if (tls_file_is_lack(reload->result))
+        memcpy(c->files, reload->before, sizeof(c->files));
+    if (reload->result < 0) {
+        log_error("the TLS credentials in '%s' have changed and cannot be used, going on with "
+                  "those from before: %s",
+                  where, reload->error.text);
+    } else {
+        take_material(c, reload->fresh);
+        log_info("the TLS credentials in '%s' have changed; new clients get the new ones", where);
+    }
+    c->reload = NULL;
+    free(reload);
+    tls_credentials_unref(c);
+}
+
+static size_t bytes_of(const struct tls_file *files)
+{
+    size_t sum = 0;
+
+    for (int i = 0; i < TLS_FILES; i++)
+        sum += files[i].length;
+    return sum;
+}
+
+/* The client has nobody else to serve, and its loop need not be one that has workers. */
+static bool takes_long(const struct tls_credentials *c)
+{
+    return c->config.endpoint == TLS_SERVER && bytes_of(c->files) > AT_ONCE_BYTES;
+}
+
 static void read_again(struct tls_credentials *c)
 {
-    const char *where = c->config.psk_file ? c->config.psk_file : c->config.dir;
-    struct tls_file before[TLS_FILES];
-    struct tls_material *fresh;
-    struct error error = {""};
-    int err;
+    struct reload *reload = calloc(1, sizeof(*reload));
 
-    memcpy(before, c->files, sizeof(before));
+    if (!reload)
+        return;
+    reload->job = (struct worker_job){.run = parse, .done = end_reload};
+    reload->credentials = tls_credentials_ref(c);
+    c->reload = reload;
+    memcpy(reload->before, c->files, sizeof(reload->before));
     for (int i = 0; i < TLS_FILES; i++) {
         if (c->files[i].path)
             tls_file_restamp(&c->files[i]);
     }
-    err = make_again(c, &fresh, &error);
-    if (tls_file_is_lack(err))
-        memcpy(c->files, before, sizeof(before));
-    if (err < 0) {
-        log_error("the TLS credentials in '%s' have changed and cannot be used, going on with "
-                  "those from before: %s",
-                  where, error.text);
+    reload->result = tls_files_read(c->files, &reload->error);
+    if (reload->result == 0)
+        reload->result = check_none_vanished(c, &reload->error);
+    if (reload->result == 0 && takes_long(c)) {
+        worker_submit(&reload->job);
         return;
     }
-    take_material(c, fresh);
-    log_info("the TLS credentials in '%s' have changed; new clients get the new ones", where);
+    if (reload->result == 0)
+        parse(&reload->job);
+    end_reload(&reload->job);
 }
 
 struct tls_material *tls_credentials_material(struct tls_credentials *credentials)
 {
-    if (files_changed(credentials))
+    if (!credentials->reload && files_changed(credentials))
         read_again(credentials);
-    return tls_material_ref(credentials->material);
+    return credentials->reload ? NULL : tls_material_ref(credentials->material);
 }
 
 const struct tls_credentials_config *

@@ -228,18 +228,31 @@ static int load_anon(struct tls_material *m, struct error *error)
 
 /* ---- All of them ---- */
 
-static int load(struct tls_material *m, const struct tls_credentials_config *config,
-                struct tls_file *files, struct error *error)
+void tls_files_drop(struct tls_file *files)
+{
+    for (int i = 0; i < TLS_FILES; i++)
+        tls_file_drop(&files[i]);
+}
+
+int tls_files_read(struct tls_file *files, struct error *error)
 {
     for (int i = 0; i < TLS_FILES; i++) {
         struct error warning;
         int err = files[i].path ? tls_file_read(&files[i], error) : 0;
 
-        if (err < 0)
+        if (err < 0) {
+            tls_files_drop(files);
             return err;
+        }
         if (!tls_file_is_secret(&files[i], &warning))
             log_warning("%s", warning.text);
     }
+    return 0;
+}
+
+static int load(struct tls_material *m, const struct tls_credentials_config *config,
+                const struct tls_file *files, struct error *error)
+{
     switch (config->kind) {
     case TLS_X509:
         return load_x509(m, config, files, error);
@@ -250,7 +263,7 @@ static int load(struct tls_material *m, const struct tls_credentials_config *con
     }
 }
 
-int tls_material_new(const struct tls_credentials_config *config, struct tls_file *files,
+int tls_material_new(const struct tls_credentials_config *config, const struct tls_file *files,
                      struct tls_material **ret, struct error *error)
 {
     struct tls_material *m = calloc(1, sizeof(*m));
@@ -261,8 +274,6 @@ int tls_material_new(const struct tls_credentials_config *config, struct tls_fil
     m->references = 1;
     m->endpoint = config->endpoint;
     err = load(m, config, files, error);
-    for (int i = 0; i < TLS_FILES; i++)
-        tls_file_drop(&files[i]);
     if (err < 0) {
         tls_material_unref(m);
         return err;

@@ -28,13 +28,22 @@ struct tls_material {
  */
 bool tls_files_name(struct tls_file *files, const struct tls_credentials_config *config);
 
-/* Reads the files, which keep their stamps and drop their data. One reference. */
-int tls_material_new(const struct tls_credentials_config *config, struct tls_file *files,
+/* Reads the files that are used. On failure they have no data. */
+int tls_files_read(struct tls_file *files, struct error *error);
+void tls_files_drop(struct tls_file *files);
+/*
+ * Makes it of what was read, with one reference.  Looks at nothing else, so that it can be done in
+ * a worker: a bundle of certificates takes longer than clients should wait.
+ */
+int tls_material_new(const struct tls_credentials_config *config, const struct tls_file *files,
                      struct tls_material **ret, struct error *error);
 struct tls_material *tls_material_ref(struct tls_material *material);
 void tls_material_unref(struct tls_material *material); /* NULL is fine */
 
-/* credentials.c: the newest good state of the files, with a reference for the caller. */
+/*
+ * credentials.c: the newest good state of the files, with a reference for the caller.  NULL: it is
+ * being made, ask again a little later.
+ */
 struct tls_material *tls_credentials_material(struct tls_credentials *credentials);
 const struct tls_credentials_config *
 tls_credentials_config(const struct tls_credentials *credentials);

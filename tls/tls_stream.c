@@ -457,12 +457,51 @@ static int advance_handshake(struct tls_stream *ts, unsigned *ret_wait, struct e
     return ts->established && err == 0 ? 0 : -EAGAIN;
 }
 
+static bool begin_session(struct tls_stream *ts)
+{
+    const struct tls_credentials_config *config = tls_credentials_config(ts->credentials);
+    unsigned side = config->endpoint == TLS_SERVER ? GNUTLS_SERVER : GNUTLS_CLIENT;
+
+    /* Sessions last long and are not resumed: no tickets, which would be keys to be kept. */
+    if (gnutls_init(&ts->session, side | GNUTLS_NONBLOCK | GNUTLS_NO_TICKETS | GNUTLS_NO_SIGNAL) <
+        0) {
+        ts->session = NULL;
+        return false;
+    }
+    gnutls_session_set_ptr(ts->session, ts->material);
+    if (gnutls_priority_set(ts->session, tls_credentials_priority(ts->credentials)) < 0 ||
+        gnutls_credentials_set(ts->session, ts->material->type, ts->material->gnutls) < 0)
+        return false;
+    gnutls_handshake_set_max_packet_length(ts->session, HANDSHAKE_BYTES_MAX);
+    gnutls_transport_set_ptr(ts->session, ts);
+    gnutls_transport_set_push_function(ts->session, push);
+    gnutls_transport_set_pull_function(ts->session, pull);
+    gnutls_transport_set_pull_timeout_function(ts->session, pull_timeout);
+    return config->kind != TLS_X509 ||
+           tls_verification_init(&ts->verification, ts->session, config, ts->hostname);
+}
+
+/* False: out of memory. While the credentials are being read there is no session yet. */
+static bool try_to_begin(struct tls_stream *ts)
+{
+    if (ts->session)
+        return true;
+    ts->material = tls_credentials_material(ts->credentials);
+    return !ts->material || begin_session(ts);
+}
+
 int tls_stream_handshake(struct stream *stream, unsigned *ret_wait, struct error *error)
 {
     struct tls_stream *ts = tls_of(stream);
-    int err = ts->known ? 0 : advance_handshake(ts, ret_wait, error);
+    int err;
 
-    if (err < 0 || ts->known)
+    if (ts->known)
+        return 0;
+    if (!try_to_begin(ts))
+        return error_set(error, ENOMEM, "out of memory");
+    *ret_wait = 0;
+    err = ts->session ? advance_handshake(ts, ret_wait, error) : -EAGAIN;
+    if (err < 0)
         return err;
     err = tls_peer_init(&ts->peer, ts->session, tls_credentials_kind(ts->credentials),
                         ts->material->endpoint, error);
@@ -522,30 +561,6 @@ static const struct stream_ops tls_ops = {
     .close = tls_close,
 };
 
-static bool begin_session(struct tls_stream *ts)
-{
-    const struct tls_credentials_config *config = tls_credentials_config(ts->credentials);
-    unsigned side = config->endpoint == TLS_SERVER ? GNUTLS_SERVER : GNUTLS_CLIENT;
-
-    /* Sessions last long and are not resumed: no tickets, which would be keys to be kept. */
-    if (gnutls_init(&ts->session, side | GNUTLS_NONBLOCK | GNUTLS_NO_TICKETS | GNUTLS_NO_SIGNAL) <
-        0) {
-        ts->session = NULL;
-        return false;
-    }
-    gnutls_session_set_ptr(ts->session, ts->material);
-    if (gnutls_priority_set(ts->session, tls_credentials_priority(ts->credentials)) < 0 ||
-        gnutls_credentials_set(ts->session, ts->material->type, ts->material->gnutls) < 0)
-        return false;
-    gnutls_handshake_set_max_packet_length(ts->session, HANDSHAKE_BYTES_MAX);
-    gnutls_transport_set_ptr(ts->session, ts);
-    gnutls_transport_set_push_function(ts->session, push);
-    gnutls_transport_set_pull_function(ts->session, pull);
-    gnutls_transport_set_pull_timeout_function(ts->session, pull_timeout);
-    return config->kind != TLS_X509 ||
-           tls_verification_init(&ts->verification, ts->session, config, ts->hostname);
-}
-
 struct stream *tls_stream_new(struct tls_credentials *credentials, const char *hostname,
                               struct stream *inner)
 {
@@ -556,9 +571,8 @@ struct stream *tls_stream_new(struct tls_credentials *credentials, const char *h
     ts->stream = (struct stream){.ops = &tls_ops, .fd = inner->fd};
     ts->inner = inner;
     ts->credentials = tls_credentials_ref(credentials);
-    ts->material = tls_credentials_material(credentials);
     ts->hostname = hostname ? strdup(hostname) : NULL;
-    if ((!hostname || ts->hostname) && begin_session(ts))
+    if ((!hostname || ts->hostname) && try_to_begin(ts))
         return &ts->stream;
     tls_free(ts);
     return NULL;

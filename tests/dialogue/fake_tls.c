@@ -179,6 +179,11 @@ static int handshake(void *arg, struct stream *stream, unsigned *ret_wait, struc
     int r;
 
     count_step(tls);
+    if (tls->laters > 0) {
+        tls->laters--;
+        *ret_wait = 0;
+        return -EAGAIN;
+    }
     r = tls->client ? say(f, FAKE_HELLO, error) : 0;
     if (r == 0)
         r = hear(f, ret_wait, error);

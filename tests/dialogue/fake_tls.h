@@ -26,6 +26,7 @@ struct fake_tls {
     unsigned holds;     /* times that what was received stays in a stream until it is asked again */
     bool truncated;     /* an end is one that somebody else may have made */
     unsigned writes;    /* times that a handshake wants to be called when it can write */
+    unsigned laters;    /* times that it wants to be called a little later */
     unsigned steps;     /* calls of handshake() */
     unsigned turn_most; /* the most of them in one turn */
     unsigned alive;     /* streams */

@@ -167,6 +167,26 @@ static void test_never(void **state)
     fixture_fini(&f);
 }
 
+/* Nobody's descriptor is ready when the credentials have been read again. */
+static void test_tls_that_begins_later(void **state)
+{
+    struct fixture f;
+    struct client c;
+
+    fixture_init(&f, 1);
+    f.tls.laters = 3;
+    client_connect(&c, &f.rig);
+    client_send_script(&c, "flags 3; option 5");
+    client_send(&c, FAKE_HELLO, strlen(FAKE_HELLO));
+    assert_false(client_receive(&c, BEFORE_BYTES));
+    for (int i = 0; i < 100 && !client_receive(&c, BEFORE_BYTES); i++)
+        sim_clock_poll();
+    assert_true(client_receive(&c, BEFORE_BYTES));
+    assert_int_equal(f.tls.laters, 0);
+    client_free(&c);
+    fixture_fini(&f);
+}
+
 static void test_stop(void **state)
 {
     struct fixture f;
@@ -201,8 +221,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_at_once), cmocka_unit_test(test_later),
-        cmocka_unit_test(test_never),   cmocka_unit_test(test_stop),
-        cmocka_unit_test(test_no_name),
+        cmocka_unit_test(test_never),   cmocka_unit_test(test_tls_that_begins_later),
+        cmocka_unit_test(test_stop),    cmocka_unit_test(test_no_name),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

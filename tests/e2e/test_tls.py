@@ -357,6 +357,35 @@ def test_new_certificate(t):
     equal(serial(), second, "certificate, when the new one has expired")
 
 
+def test_new_bundle(t):
+    """One that is long enough to be parsed beside the loop: whoever comes next is judged by it."""
+    ours, others = Pki(t), Pki(t, "others")
+    folder, client = ours.folder(), ours.folder("client")
+    bundle = os.path.join(folder, "ca-cert.pem")
+    server = t.serve(disk(t), "-v", "-f", "raw", "-e", "0", f"--tls-certificates={folder}", "--tls-verify-peer")
+    uri = tls_uri(server, tls_certificates=client)
+
+    def put(text):
+        write_file(bundle + ".new", text)
+        os.rename(bundle + ".new", bundle)
+
+    def load(count):
+        wait_for(lambda: server.log.count("have changed; new clients get the new ones") == count, "the new bundle")
+    good, bad = read_file(ours.ca), read_file(others.ca)
+    many = bad * (80000 // len(bad))
+    read_by_libnbd(t, uri)
+    put(many + good)
+    read_by_libnbd(t, uri)
+    load(1)
+    put(many)
+    # The server's own certificate is not of these CAs: they are refused, the ones from before stay.
+    read_by_libnbd(t, uri)
+    wait_for(lambda: "cannot be used, going on with those from before" in server.log, "the bad bundle to be told")
+    put(many + good + many)
+    read_by_libnbd(t, uri)
+    load(2)
+
+
 def test_new_keys_in_the_background(t):
     """Where the path was relative to a directory that the process has left."""
     keys = psk_file(t, alice=KEY)

@@ -506,6 +506,48 @@ static void test_changed_files(void **state)
     fixture_fini(&f);
 }
 
+/* More than is parsed on the loop, whose last key is this one. */
+static void write_many_keys(const char *path, const char *name, const char *key)
+{
+    FILE *file = fopen(path, "w");
+
+    assert_non_null(file);
+    for (int i = 0; i < 4000; i++)
+        fprintf(file, "nobody%d:" MALLORY "\n", i);
+    fprintf(file, "%s:%s\n", name, key);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* A session that begins while files are parsed waits for them; others of the loop do not. */
+static void test_long_files(void **state)
+{
+    struct error error = {""};
+    int server, client;
+    struct fixture f;
+    unsigned wait;
+
+    fixture_init(&f);
+    write_many_keys(f.keys, "carol", ALICE);
+    tls_credentials_unref(f.client_side);
+    f.client_side = client_credentials(&f, "carol", ALICE);
+    connect_streams(&f);
+    assert_int_equal(tls_stream_handshake(f.server, &wait, &error), -EAGAIN);
+    assert_int_equal(wait, 0);
+    shake(&f, &server, &client, &error);
+    assert_int_equal(server, -EAGAIN);
+    while (tls_stream_handshake(f.server, &wait, &error) == -EAGAIN && wait == 0)
+        reactor_poll(true);
+    shake(&f, &server, &client, &error);
+    assert_int_equal(server, 0);
+    expect_session(&f, "alice", ALICE, false);
+
+    /* The end comes while they are parsed. */
+    write_many_keys(f.keys, "dave", ALICE);
+    connect_streams(&f);
+    assert_int_equal(tls_stream_handshake(f.server, &wait, &error), -EAGAIN);
+    fixture_fini(&f);
+}
+
 static void expect_no_credentials(const struct tls_credentials_config *config, int wanted,
                                   const char *says)
 {
@@ -574,6 +616,7 @@ int main(void)
         cmocka_unit_test(test_ends),
         cmocka_unit_test(test_changed_on_the_way),
         cmocka_unit_test(test_changed_files),
+        cmocka_unit_test(test_long_files),
         cmocka_unit_test(test_bad_credentials),
         cmocka_unit_test(test_anonymous),
     };
