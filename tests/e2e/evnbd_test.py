@@ -144,6 +144,14 @@ def wait_for(condition, what, seconds=HANG):
         time.sleep(0.005)
 
 
+def ended(pid):
+    """Whether a process has ended; that its parent has not asked how, as some are slow to, is no matter."""
+    try:
+        return "\nState:\tZ" in read_file(f"/proc/{pid}/status").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -366,10 +374,15 @@ class Case:
         return "".join(f"{' '.join(server.command)}\n{server.log[-4000:]}" for server in self.servers)
 
 
-def cases(*parameters):
-    """Runs the function once with each tuple of parameters."""
+def cases(*parameters, sanitized=None):
+    """
+    Runs the function once with each tuple of parameters.  Where processes are what takes the time,
+    sanitized(*parameters) picks those that builds with sanitizers run; plain builds run all.
+    """
     def mark(function):
         function.cases = [p if isinstance(p, tuple) else (p,) for p in parameters]
+        if SANITIZED and sanitized:
+            function.cases = [p for p in function.cases if sanitized(*p)]
         return function
     return mark
 

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 
-from evnbd_test import (EVNBD, MIB, SOURCE_ROOT, cases, check, content, equal, main, need,
+from evnbd_test import (EVNBD, MIB, SOURCE_ROOT, cases, check, content, ended, equal, main, need,
                         qemu_img, read_file, run, skip, wait_for)
 
 LONG = "n" * 4097
@@ -197,8 +197,7 @@ def exported(t, program, arguments):
         return export
     finally:
         os.kill(pid, signal.SIGTERM)
-        wait_for(lambda: not os.path.exists(f"/proc/{pid}") or "\nState:\tZ" in
-                 read_file(f"/proc/{pid}/status").decode(), "it to end")
+        wait_for(lambda: ended(pid), "it to end")
 
 
 @cases(*SERVING)

@@ -11,8 +11,8 @@ import struct
 import subprocess
 import time
 
-from evnbd_test import (EVNBD, HANG, MIB, activated, cases, check, content, equal, free_port, main, need,
-                        read_file, refused, refused_command, run, same_bytes, wait_for)
+from evnbd_test import (EVNBD, HANG, MIB, activated, cases, check, content, ended, equal, free_port,
+                        main, need, read_file, refused, refused_command, run, same_bytes, wait_for)
 from nbd_raw import CMD_READ, CMD_WRITE, Closed, RawClient, request_bytes
 
 # The leak checker does not work under strace.
@@ -42,11 +42,7 @@ class Background:
         return read_file(self.log_file).decode()
 
     def alive(self):
-        try:
-            with open(f"/proc/{self.pid}/stat", encoding="utf-8") as file:
-                return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
+        return not ended(self.pid)
 
     def client(self):
         return RawClient(self.unix).connect()
@@ -122,7 +118,7 @@ def test_fork_resolves_relative_names_first(t):
         client.disconnect()
     wait_for(lambda: not os.path.exists(t.path("pid")), "the pid file to go")
     check(not os.path.exists("/pid"), "a pid file in the root directory")
-    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), "the daemon to end")
+    wait_for(lambda: ended(pid), "the daemon to end")
 
 
 @cases("missing", "format", "socket", "pid-file")
