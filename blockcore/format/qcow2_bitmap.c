@@ -73,8 +73,7 @@ static int read_now(struct qcow2_bitmap *b, uint64_t value, uint64_t first, uint
     return 0;
 }
 
-/* The bits from `bit` on that are alike: *ret_end is the first that may not be. */
-static int next_bits(struct qcow2_bitmap *b, uint64_t bit, uint64_t *ret_end, bool *ret_dirty)
+int qcow2_bitmap_next_bits(struct qcow2_bitmap *b, uint64_t bit, uint64_t *ret_end, bool *ret_dirty)
 {
     const struct qcow2_bitmap_window *w = &b->q->bitmaps->window;
     uint64_t cluster_bits = b->q->cluster_size * 8, bits = qcow2_bitmap_bits(b);
@@ -109,7 +108,7 @@ static int next(struct block_bitmap *bitmap, uint64_t offset, uint64_t length,
     int err;
 
     co_mutex_lock(&b->q->lock);
-    err = next_bits(b, offset / bitmap->granularity, &end, &ret->dirty);
+    err = qcow2_bitmap_next_bits(b, offset / bitmap->granularity, &end, &ret->dirty);
     co_mutex_unlock(&b->q->lock);
     if (err == 0)
         ret->length = end * bitmap->granularity - offset;

@@ -7,6 +7,7 @@
  *     qcow2_bitmap.c            reading; recording what is written; the in_use flags
  *     qcow2_bitmap_store.c      bits into the file: at close, and for merge and clear
  *     qcow2_bitmap_edit.c       add, remove, clear, enable, disable, merge
+ *     qcow2_bitmap_resize.c     another size of the disk
  *     qcow2_bitmap_directory.c  a new directory, and the header extension that names it
  *
  * What is in the file is read when it is asked for, in small pieces.  In memory are the directory,
@@ -85,6 +86,9 @@ void qcow2_bitmap_free(struct qcow2_bitmap *b);
 int qcow2_bitmaps_prepare(struct qcow2 *q);
 
 /* qcow2_bitmap.c */
+/* The bits from `bit` on that are alike: *ret_end is the first that may not be. */
+int qcow2_bitmap_next_bits(struct qcow2_bitmap *b, uint64_t bit, uint64_t *ret_end,
+                           bool *ret_dirty);
 extern const struct block_bitmap_ops qcow2_bitmap_ops;
 /* Before the bitmap's bits change in the file: marks it in_use, durably. */
 int qcow2_bitmap_claim(struct qcow2_bitmap *b);
@@ -106,6 +110,8 @@ int qcow2_bitmap_wipe(struct qcow2_bitmap *b);
 int qcow2_bitmap_free_clusters(struct qcow2_bitmap *b, const uint64_t *table, bool with_table);
 
 /* qcow2_bitmap_edit.c */
+/* Makes a table of entry->table_size that says that nothing is dirty; sets its offset. */
+int qcow2_bitmap_make_table(struct qcow2 *q, struct qcow2_bitmap_entry *entry);
 int qcow2_bitmap_remove(struct block_bitmap *bitmap, struct error *error);
 int qcow2_bitmap_clear(struct block_bitmap *bitmap, struct error *error);
 int qcow2_bitmap_set_enabled(struct block_bitmap *bitmap, bool enabled, struct error *error);

@@ -20,8 +20,7 @@ static uint64_t table_clusters(const struct qcow2 *q, const struct qcow2_bitmap_
     return div_round_up((uint64_t)entry->table_size * 8, q->cluster_size);
 }
 
-/* A table that says that nothing is dirty. */
-static int make_table(struct qcow2 *q, struct qcow2_bitmap_entry *entry)
+int qcow2_bitmap_make_table(struct qcow2 *q, struct qcow2_bitmap_entry *entry)
 {
     uint64_t clusters = table_clusters(q, entry);
     int err;
@@ -73,7 +72,7 @@ static int add(struct qcow2 *q, struct qcow2_bitmap_entry *entry, struct error *
     if (err == 0)
         err = qcow2_bitmaps_prepare(q);
     if (err == 0)
-        err = make_table(q, entry);
+        err = qcow2_bitmap_make_table(q, entry);
     if (err < 0)
         return failed(error, err, "add", entry->name);
     err = append(q, entry, error);

@@ -42,11 +42,6 @@ static int judge(const struct qcow2 *q, uint64_t size, struct error *error)
                          "%s has version 2 (compat=0.10) and internal snapshots, which cannot "
                          "record their own size: delete them, or amend it to compat=1.1",
                          node_name(q->node));
-    if (q->header.has_bitmaps)
-        return error_set(error, ENOTSUP,
-                         "%s has persistent dirty bitmaps, which cannot be resized: remove them "
-                         "first",
-                         node_name(q->node));
     if (size > q->node->size && q->header.backing_name.offset != 0 && !q->node->backing)
         return error_set(error, EINVAL,
                          "%s has a backing file, which must be open when the disk is to grow: what "
@@ -58,7 +53,7 @@ static int judge(const struct qcow2 *q, uint64_t size, struct error *error)
                          ": these allow %" PRIu64 " bytes",
                          size, q->cluster_size,
                          (QCOW2_L1_BYTES_MAX / 8) << (q->cluster_bits + q->l2_bits));
-    return 0;
+    return qcow2_bitmaps_judge_size(q, size, error);
 }
 
 static int new_l1_init(struct new_l1 *n, const struct qcow2 *q, uint64_t entries)
@@ -392,10 +387,14 @@ static int set_size(struct qcow2 *q, uint64_t size)
     if (err == 0)
         err = block_flush(q->file);
     if (err == 0)
-        err = qcow2_patch_header(q, QCOW2_AT_SIZE, size);
+        err = qcow2_bitmaps_claim(q);
     if (err == 0)
-        q->header.size = size;
-    return err;
+        err = qcow2_patch_header(q, QCOW2_AT_SIZE, size);
+    if (err < 0)
+        return err;
+    q->header.size = size;
+    qcow2_bitmaps_resize(q);
+    return 0;
 }
 
 int qcow2_resize(struct node *node, uint64_t size, struct error *error)

@@ -272,28 +272,29 @@ static int drop_l1(struct change *c, uint64_t offset, uint64_t entries)
     return err < 0 ? err : qcow2_write_back(q);
 }
 
-/* Bitmaps are about a disk of one size. */
-static int check_bitmaps(const struct change *c, struct error *error)
+/* Bitmaps get the size of the disk that is applied. */
+static int prepare_bitmaps(const struct change *c, struct error *error)
 {
-    const struct qcow2 *q = c->q;
+    struct qcow2 *q = c->q;
+    int err;
 
-    if (!qcow2_has_bitmaps(q) || c->size == q->header.size)
+    if (c->size == q->header.size)
         return 0;
-    return error_set(
-        error, ENOTSUP,
-        "its disk has %" PRIu64 " bytes and the disk of today %" PRIu64
-        ", and the image has dirty bitmaps, which cannot be resized: remove them first",
-        c->size, q->header.size);
+    err = qcow2_bitmaps_judge_size(q, c->size, error);
+    if (err < 0)
+        return err;
+    err = qcow2_bitmaps_claim(q);
+    return err < 0 ? explain(q, err, error) : 0;
 }
 
 static int run_apply(struct change *c, size_t index, struct error *error)
 {
     struct qcow2 *q = c->q;
-    uint64_t old_offset = q->header.l1_offset;
+    uint64_t old_offset = q->header.l1_offset, old_size = q->header.size;
     int err = change_take(c, index, error);
 
     if (err == 0)
-        err = check_bitmaps(c, error);
+        err = prepare_bitmaps(c, error);
     if (err < 0)
         return err;
     for (uint32_t i = 0; i < c->l1.count; i++)
@@ -320,6 +321,10 @@ static int run_apply(struct change *c, size_t index, struct error *error)
         err = settle_all(q);
     if (err == 0)
         err = drop_l1(c, old_offset, c->l1.count);
+    if (q->header.size != old_size) {
+        qcow2_bitmaps_resize(q);
+        qcow2_bitmaps_mark(q, 0, q->node->size);
+    }
     return err < 0 ? explain(q, err, error) : 0;
 }
 

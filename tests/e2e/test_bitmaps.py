@@ -265,23 +265,60 @@ def test_snapshots(t, maker, cluster):
     our_check(image, status=0)
 
 
-def test_snapshots_of_other_sizes(t):
-    """They are refused while there are bitmaps, and nothing is changed; without them all is well."""
-    image = create(t)
-    tool("snapshot-create", image, "small")
-    qemu_img("resize", "-q", "-f", "qcow2", image, 2 * SIZE)
-    qemu_img("bitmap", "--add", "-f", "qcow2", image, "on")
-    before = digest(image)
-    done = tool("snapshot-apply", image, "small", status=1)
-    check("dirty bitmaps, which cannot be resized" in done.stderr, done.stderr)
-    equal(our_map(t, image, "on"), [[2 * SIZE, 0]], "the map afterwards")
-    equal(digest(image), before, "hash of the image")
-    refused(t, image, "-f", "qcow2", "-l", "small", "-B", "on", says=["not about its snapshots"])
-    tool("bitmap-remove", image, "on")
-    tool("snapshot-apply", image, "small")
+@cases(SIZE // 2, 3 * SIZE)
+def test_snapshots_of_other_sizes(t, size):
+    """Bitmaps get the size of the disk that is applied, where QEMU refuses; those that record are dirty."""
+    image = create(t, 4 * KIB)
+    tool("snapshot-create", image, "other")
+    qemu_img("resize", "-q", "-f", "qcow2", "--shrink", image, size)
+    for name, words in (("on", ()), ("off", ("--disable",))):
+        qemu_img("bitmap", "--add", *words, "-g", "512", "-f", "qcow2", image, name)
+    refused(t, image, "-f", "qcow2", "-l", "other", "-B", "on", says=["not about its snapshots"])
+    tool("snapshot-apply", image, "other")
     equal(json.loads(qemu_img("info", "--output=json", image).stdout)["virtual-size"], SIZE, "size")
+    equal(qemu_map(t, image, "on"), [[SIZE, 1]], "the map of the bitmap that records")
+    equal(qemu_map(t, image, "off"), [[SIZE, 0]], "the map of the other one")
+    same_maps(t, image, "on")
+    client_writes(t, image, 3)
     qemu_img_check(image)
     our_check(image, status=0)
+
+
+@cases((512, 512), (4 * KIB, 512), (64 * KIB, 64 * KIB))
+def test_resized(t, cluster, granularity):
+    """What is added is clean and what is cut off is forgotten, as qemu-img does it."""
+    images = ours, theirs = [create(t, cluster, name=name) for name in ("ours.qcow2", "theirs.qcow2")]
+    for image in images:
+        for name, words in (("on", ()), ("off", ("--disable",))):
+            qemu_img("bitmap", "--add", *words, "-g", granularity, "-f", "qcow2", image, name)
+    size = SIZE
+    for step, after in enumerate((3 * SIZE, SIZE + 1536, SIZE // 2 + 512, 2 * SIZE, 2 * SIZE - 512)):
+        for image in images:
+            qemu_io(image, f"write {size - 70000} 70000", arguments=("-f", "qcow2"))
+            qemu_io(image, f"write {step * 100}k 10k", arguments=("-f", "qcow2"))
+            qemu_img("bitmap", "--merge", "on", "-f", "qcow2", image, "off")
+        tool("resize", ours, "qcow2", after, "shrink" if after < size else "off")
+        qemu_img("resize", "-q", "-f", "qcow2", *(["--shrink"] if after < size else []), theirs, after)
+        size = after
+        for name in ("on", "off"):
+            equal(our_map(t, ours, name), qemu_map(t, theirs, name), f"map of {name} with {size} bytes")
+        same_maps(t, ours, "on", "off")
+        check(qemu_bitmaps(ours)["on"][0] == ["auto"], "the bitmap is not in order")
+        qemu_img_check(ours)
+        our_check(ours, status=0)
+
+
+def test_resize_refused(t):
+    """A bitmap that is not understood keeps its size, so the disk must."""
+    image = create(t)
+    qemu_img("bitmap", "--add", "-f", "qcow2", image, "on")
+    directory = Directory(image)
+    directory.put(16, ">B", 7)  # the type
+    directory.file.save(image)
+    before = digest(image)
+    done = tool("resize", image, "qcow2", 2 * SIZE, "off", status=1)
+    check("bitmap 'on', which cannot be resized" in done.stderr, done.stderr)
+    equal(digest(image), before, "hash of the image")
 
 
 def test_in_the_backing_chain(t):
