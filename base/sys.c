@@ -3,11 +3,13 @@
 #include "base/sys.h"
 
 #include <errno.h>
+#include <linux/openat2.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/sendfile.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -25,6 +27,18 @@ static ssize_t fold_size(ssize_t result)
 static int posix_openat(int dirfd, const char *path, int flags, mode_t mode)
 {
     return fold(openat(dirfd, path, flags, mode));
+}
+
+static int posix_openat2(int dirfd, const char *path, int flags, uint64_t resolve)
+{
+    struct open_how how = {.flags = (uint64_t)flags, .resolve = resolve};
+
+    return fold((int)syscall(SYS_openat2, dirfd, path, &how, sizeof(how)));
+}
+
+static ssize_t posix_readlinkat(int dirfd, const char *path, char *buffer, size_t size)
+{
+    return fold_size(readlinkat(dirfd, path, buffer, size));
 }
 
 static int posix_memfd(const char *name, unsigned flags)
@@ -207,6 +221,8 @@ static int posix_random(void *buffer, size_t length)
 
 const struct sys sys_posix = {
     .openat = posix_openat,
+    .openat2 = posix_openat2,
+    .readlinkat = posix_readlinkat,
     .memfd = posix_memfd,
     .close = posix_close,
     .fstat = posix_fstat,

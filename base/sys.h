@@ -21,6 +21,9 @@
 struct sys {
     /* Files. `flags` of preadv and pwritev are RWF_*. */
     int (*openat)(int dirfd, const char *path, int flags, mode_t mode);
+    /* RESOLVE_* in `resolve`. */
+    int (*openat2)(int dirfd, const char *path, int flags, uint64_t resolve);
+    ssize_t (*readlinkat)(int dirfd, const char *path, char *buffer, size_t size);
     int (*memfd)(const char *name, unsigned flags); /* memfd_create */
     int (*close)(int fd);
     int (*fstat)(int fd, struct stat *st);

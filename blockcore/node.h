@@ -14,6 +14,7 @@
 
 #include "base/colock.h"
 #include "blockcore/driver.h"
+#include "blockcore/name_policy.h"
 #include "blockcore/range_lock.h"
 
 #include <sys/types.h>
@@ -61,6 +62,7 @@ struct block_context {
     const struct driver *const *drivers; /* NULL-terminated */
     const struct io_engine *engine;      /* NULL: the best there is */
     const struct secret_store *secrets;  /* what options like key-secret name; NULL: none */
+    struct name_policy names;            /* which names in images are followed */
     /*
      * What tls-creds names: fills *ret, whose strings outlive the nodes; -ENOENT or -EINVAL with a
      * sentence.  NULL: there are none.

@@ -453,11 +453,12 @@ static int take_child_tree(struct node *node, struct node_open *open, const char
     if (!given && !name)
         return error_set(error, EINVAL, "%s does not name its %s: the option '%s.filename' must",
                          node_name(node), what, key);
-    err = given ? take_string(open->options, key, &path, error)
-                : path_named_by(node, what, name, length, &path, error);
+    if (!given)
+        return name_policy_tree(open->context, node, what, name, length, ret, error);
+    err = take_string(open->options, key, &path, error);
     if (err < 0)
         return err;
-    *ret = given ? open_name_tree(open->context->drivers, path) : open_file_tree(path);
+    *ret = open_name_tree(open->context->drivers, path);
     free(path);
     return *ret ? 0 : out_of_memory(error);
 }
@@ -528,11 +529,19 @@ static int backing_format(const struct node *node, const struct node_open *open,
     return 0;
 }
 
+/* Whether the options are those of an image, with its format, and not just of a file. */
+static bool is_image_tree(const struct block_context *context, const json_t *tree)
+{
+    const char *name = json_string_value(json_object_get(tree, "driver"));
+    const struct driver *driver = name ? driver_find(context->drivers, name) : NULL;
+
+    return json_object_get(tree, "file") || (driver && driver->kind != DRIVER_PROTOCOL);
+}
+
 int node_open_backing(struct node *node, struct node_open *open, const char *name, size_t length,
                       const char *format, struct error *error)
 {
-    json_t *given = json_object_get(open->options, "backing");
-    char *path;
+    json_t *given = json_object_get(open->options, "backing"), *file;
     int err;
 
     if (given) {
@@ -548,15 +557,18 @@ int node_open_backing(struct node *node, struct node_open *open, const char *nam
     }
     if (!name)
         return 0;
-    err = path_named_by(node, "backing file", name, length, &path, error);
+    err = name_policy_tree(open->context, node, "backing file", name, length, &file, error);
     if (err < 0)
         return err;
+    if (is_image_tree(open->context, file)) {
+        open->backing = file;
+        return 0;
+    }
     err = backing_format(node, open, format, &format, error);
     if (err < 0) {
-        free(path);
+        json_decref(file);
         return err;
     }
-    open->backing = json_pack("{s:s, s:o}", "driver", format, "file", open_file_tree(path));
-    free(path);
+    open->backing = json_pack("{s:s, s:o}", "driver", format, "file", file);
     return open->backing ? 0 : out_of_memory(error);
 }

@@ -22,14 +22,14 @@ static int check_name(const struct node *node, const char *what, const char *nam
                          node_name(node), shown, what);
     if (colon && (!slash || colon < slash))
         return error_set(error, EINVAL,
-                         "%s names '%s' as its %s; only plain paths are followed "
-                         "(write ./ in front of a file name with a colon)",
+                         "%s names '%s' as its %s; only plain paths are followed, unless "
+                         "--backing-policy=any was asked for (write ./ in front of a file name "
+                         "with a colon)",
                          node_name(node), shown, what);
     return 0;
 }
 
-/* The path of the image that `node` is; NULL when it is not in a file. */
-static const char *image_path(const struct node *node)
+const char *path_of_image(const struct node *node)
 {
     for (; node; node = node->file) {
         if (node->filename)
@@ -52,7 +52,7 @@ int path_beside(const char *image, const char *name, size_t length, char **ret, 
 int path_named_by(const struct node *node, const char *what, const char *name, size_t length,
                   char **ret, struct error *error)
 {
-    const char *image = image_path(node);
+    const char *image = path_of_image(node);
     int err = check_name(node, what, name, length, error);
     char shown[128];
 

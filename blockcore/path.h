@@ -9,6 +9,9 @@
 
 struct node;
 
+/* The path of the image that `node` is; NULL when it is not in a file. */
+const char *path_of_image(const struct node *node);
+
 /*
  * The path of the file that the image `image` (NULL: it is in no file) calls `name`, `length`
  * bytes: relative to the image's directory.  *ret is freed by the caller.  0 or -ENOMEM.

@@ -331,6 +331,15 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "FILE is no name but options: driver=FORMAT,file.filename=PATH and more, or "
              "json:{...}"},
+    {.name = "backing-policy",
+     .exact = true,
+     .argument = "POLICY",
+     .kind = CLI_STRING,
+     TARGET(backing_policy),
+     .after = after_per_device,
+     .group = GROUP_IMAGE,
+     .help = "which files images may name as their backing and data files: any, beneath (in the "
+             "image's directory), none, or list=PATH[:PATH]... (default: paths to anywhere)"},
     {.name = "read-only",
      .letter = 'r',
      .kind = CLI_FLAG,

@@ -53,10 +53,11 @@ struct arguments {
     const char *tls_authz;
     const char *tls_hostname; /* that the server's certificate has to be for */
 
-    bool image_opts;        /* the image is key=value,... (json:{...} is known by itself) */
-    const char *format;     /* NULL: probe */
-    const char *key_secret; /* id of the secret that unlocks the image, or NULL */
-    const char *snapshot;   /* of the image, that is exported; NULL: the disk as it is */
+    bool image_opts;            /* the image is key=value,... (json:{...} is known by itself) */
+    const char *format;         /* NULL: probe */
+    const char *key_secret;     /* id of the secret that unlocks the image, or NULL */
+    const char *snapshot;       /* of the image, that is exported; NULL: the disk as it is */
+    const char *backing_policy; /* which files images may name; NULL: any path */
     bool read_only;
     bool allow_writers;      /* raw: others may write to the image too */
     bool overlay;            /* writes go to a temporary image */

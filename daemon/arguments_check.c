@@ -4,6 +4,7 @@
 
 #include "base/bytes.h"
 #include "base/checked.h"
+#include "blockcore/name_policy.h"
 #include "blockcore/partition.h"
 #include "blockcore/snapshot.h"
 #include "daemon/image_name.h"
@@ -147,6 +148,13 @@ static int check_image(const struct arguments *a, struct error *error)
         return error_set(error, EINVAL,
                          "--key-secret needs the format of the image, which is not guessed then: "
                          "add --format=luks or --format=qcow2");
+    if (a->backing_policy) {
+        struct name_policy policy;
+        int err = name_policy_parse(a->backing_policy, &policy, error);
+
+        if (err < 0)
+            return err;
+    }
     if (a->snapshot) {
         int err = check_snapshot(a->snapshot, error);
 

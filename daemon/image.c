@@ -67,13 +67,18 @@ struct block_context image_context(const struct arguments *arguments, struct obj
         [AIO_IO_URING] = &io_engine_uring,
     };
 
-    return (struct block_context){
+    struct block_context context = {
         .drivers = block_drivers,
         .engine = engines[arguments->aio],
         .secrets = objects_secrets(objects),
         .find_tls = find_tls,
         .find_tls_arg = objects,
     };
+    struct error unused;
+
+    if (arguments->backing_policy) /* arguments_check() has read it */
+        name_policy_parse(arguments->backing_policy, &context.names, &unused);
+    return context;
 }
 
 void image_print_formats(FILE *out)

@@ -20,6 +20,7 @@
 #include <inttypes.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/openat2.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,6 +30,7 @@ static const char *const aio_words[] = {"threads", "native", "io_uring", NULL};
 
 struct file {
     char *filename; /* option */
+    char *beneath;  /* option */
     bool locking;   /* option */
     int aio;        /* option: enum file_aio */
     int fd;
@@ -45,11 +47,32 @@ struct file {
 
 static const struct option_row file_options[] = {
     {"filename", OPTION_STRING, offsetof(struct file, filename), NULL, "path of the file"},
+    {"beneath", OPTION_STRING, offsetof(struct file, beneath), NULL,
+     "directory that the file has to be in, which no link in its path may leave"},
     {"locking", OPTION_BOOL, offsetof(struct file, locking), NULL,
      "take image locks, so that no other program uses the image in a way that harms"},
     {"aio", OPTION_ENUM, offsetof(struct file, aio), aio_words, "engine for its I/O"},
     {0},
 };
+
+/* Opens the file from the directory that it has to be in, without following links. */
+static int open_beneath(const struct file *file, int mode)
+{
+    size_t length = strlen(file->beneath);
+    int dirfd, fd;
+
+    while (length > 0 && file->beneath[length - 1] == '/')
+        length--;
+    if (strncmp(file->filename, file->beneath, length) != 0 || file->filename[length] != '/')
+        return -EXDEV;
+    dirfd = sys->openat(AT_FDCWD, file->beneath, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+    if (dirfd < 0)
+        return dirfd;
+    fd = sys->openat2(dirfd, file->filename + length + 1, mode,
+                      RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
+    sys->close(dirfd);
+    return fd;
+}
 
 static int open_descriptor(struct file *file, unsigned flags, struct error *error)
 {
@@ -60,10 +83,15 @@ static int open_descriptor(struct file *file, unsigned flags, struct error *erro
     if (flags & NODE_NO_CACHE)
         mode |= O_DIRECT;
     do {
-        file->fd = sys->openat(AT_FDCWD, file->filename, mode, 0);
-    } while (file->fd == -EINTR);
+        file->fd = file->beneath ? open_beneath(file, mode)
+                                 : sys->openat(AT_FDCWD, file->filename, mode, 0);
+    } while (file->fd == -EINTR || file->fd == -EAGAIN);
     if (file->fd >= 0)
         return 0;
+    if (file->beneath && (file->fd == -ENOSYS || file->fd == -ELOOP || file->fd == -EXDEV))
+        return error_set_errno(error, -file->fd, "cannot open '%s' from within '%s'%s",
+                               file->filename, file->beneath,
+                               file->fd == -ENOSYS ? " (Linux 5.6 can do that)" : "");
     if (file->fd == -EINVAL && (flags & NODE_NO_CACHE))
         return error_set(error, EINVAL,
                          "cannot open '%s': its file system has no direct I/O, which cache modes "

@@ -21,7 +21,7 @@ LAYERS = {
 }
 # What blockcore shows to the layers above it.
 BLOCKCORE_PUBLIC = ("bitmap.h", "block.h", "check.h", "create.h", "node.h", "driver.h", "drivers.h",
-                    "luks.h", "overlay.h", "partition.h", "partition_disk.h", "range_lock.h",
+                    "luks.h", "name_policy.h", "overlay.h", "partition.h", "partition_disk.h", "range_lock.h",
                     "snapshot.h")
 # Headers of other libraries, and the files that may include them.
 HOMES = {
@@ -44,7 +44,7 @@ LIBC = re.compile(
     r"(arpa/inet|assert|ctype|dirent|dlfcn|endian|errno|fcntl|fnmatch|getopt|inttypes|limits|locale|malloc"
     r"|netdb|netinet/(in|tcp)|poll|pthread|pwd|grp|sched|signal|stdalign|stdarg|stdatomic|stdbool|stddef"
     r"|stdint|stdio|stdlib|stdnoreturn|string|strings|termios|time|ucontext|unistd"
-    r"|sys/[a-z_]+|linux/[a-z_]+)\.h")
+    r"|sys/[a-z_]+|linux/[a-z_0-9]+)\.h")
 
 
 def includes(folders):
