@@ -37,9 +37,10 @@ struct nbd_export {
     const struct driver *const *probe_drivers; /* the formats, for header_node */
     struct co_mutex header_mutex;              /* one write to the probed bytes at a time */
     const struct nbd_access *access;           /* who may use it, the caller's; NULL: everybody */
-    unsigned clients_max;  /* at a time; further ones are refused; 0: no limit */
-    unsigned clients;      /* in transmission, counted by the server */
-    bool allocation_depth; /* offers the context qemu:allocation-depth */
+    unsigned clients_max;        /* at a time; further ones are refused; 0: no limit */
+    unsigned clients;            /* in transmission, counted by the server */
+    struct nbd_removal *removal; /* the server's, while it is taken away */
+    bool allocation_depth;       /* offers the context qemu:allocation-depth */
     unsigned bitmap_count;
     struct block_bitmap *bitmaps[NBD_EXPORT_BITMAPS_MAX]; /* the node's, offered as contexts */
 };

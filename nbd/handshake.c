@@ -266,6 +266,22 @@ static void continue_list(struct nbd_handshake *hs)
     nbd_option_ack(hs, NBD_OPT_LIST);
 }
 
+void nbd_handshake_forget_export(struct nbd_handshake *hs, const struct nbd_export *nbd_export)
+{
+    unsigned index = 0;
+
+    if (hs->session.selected_of == nbd_export) { /* another one may get its address */
+        hs->session.selected_of = NULL;
+        hs->session.selected = 0;
+    }
+    list_for_each(it, &hs->exports->list)
+    {
+        if (it == &nbd_export->link && index < hs->listed)
+            hs->listed--;
+        index++;
+    }
+}
+
 static void handle_list(struct nbd_handshake *hs, struct nbd_option_message *option)
 {
     if (option->length > 0) {

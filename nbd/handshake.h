@@ -72,6 +72,9 @@ void nbd_handshake_init(struct nbd_handshake *hs, const struct nbd_exports *expo
 void nbd_handshake_start(struct nbd_handshake *hs);
 void nbd_handshake_fini(struct nbd_handshake *hs);
 
+/* The export is about to leave the list of exports, and to be freed some time. */
+void nbd_handshake_forget_export(struct nbd_handshake *hs, const struct nbd_export *nbd_export);
+
 /*
  * After STARTTLS, when TLS is established: goes on with options.  Nothing that was negotiated
  * before is known any more: somebody else than this client may have said it.

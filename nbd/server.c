@@ -36,7 +36,7 @@
 #define STALLED_NS INT64_C(1000000000)
 /* What a handshake gets at least before it has to make room. */
 #define MOMENT_NS INT64_C(100000000)
-/* Without descriptors or memory for one more client, accepting rests for so long. */
+/* Without descriptors or memory, trying again rests for so long. */
 #define ACCEPT_PAUSE_NS INT64_C(1000000000)
 /* When the server shuts down, requests that take longer end where they are. */
 #define STOP_CANCEL_NS INT64_C(1000000000)
@@ -50,12 +50,23 @@ struct nbd_server {
     struct nbd_origins origins;
     struct list handshakes, clients; /* connections, oldest first */
     unsigned handshake_count, client_count;
-    uint64_t serial; /* names local clients */
+    unsigned removals; /* of exports, under way */
+    uint64_t serial;   /* names local clients */
     bool started, stopping, resting;
     struct reactor_timer rest, stop_cancel, stop_limit;
     int64_t stop_limit_ns;
     struct log_limit log_accept;     /* failures to accept */
     struct reactor_deferred drained; /* the last connection is gone */
+};
+
+/* An export that is taken away. */
+struct nbd_removal {
+    struct nbd_server *server;
+    struct nbd_export *nbd_export;
+    struct reactor_deferred start; /* when its last client has left */
+    struct reactor_timer again;    /* ... and there was no memory for that */
+    void (*done)(void *arg);
+    void *arg;
 };
 
 static struct nbd_server *server_of(struct nbd_connection_owner *owner)
@@ -124,6 +135,20 @@ static void entered(struct nbd_connection_owner *owner, struct nbd_connection *c
     end_rest(server);
 }
 
+static void leave_export(struct nbd_export *nbd_export)
+{
+    nbd_export->clients--;
+    if (nbd_export->clients == 0 && nbd_export->removal)
+        reactor_defer(&nbd_export->removal->start);
+}
+
+/* Whether a stop has come to the last flush. */
+static void check_drained(struct nbd_server *server)
+{
+    if (server->stopping && nbd_server_connections(server) == 0 && server->removals == 0)
+        reactor_defer(&server->drained);
+}
+
 static void closed(struct nbd_connection_owner *owner, struct nbd_connection *c)
 {
     struct nbd_server *server = server_of(owner);
@@ -134,7 +159,7 @@ static void closed(struct nbd_connection_owner *owner, struct nbd_connection *c)
         server->handshake_count--;
     } else {
         server->client_count--;
-        c->nbd_export->clients--;
+        leave_export(c->nbd_export);
         list_for_each(it, &server->handshakes)
             nbd_connection_resume(list_entry(it, struct nbd_connection, link));
         tell_clients(server);
@@ -143,8 +168,7 @@ static void closed(struct nbd_connection_owner *owner, struct nbd_connection *c)
     }
     nbd_origin_leave(c->origin, was_client);
     end_rest(server);
-    if (server->stopping && nbd_server_connections(server) == 0)
-        reactor_defer(&server->drained);
+    check_drained(server);
 }
 
 /* Of the handshakes that are not cut already: the oldest of the origin that has the most. */
@@ -468,8 +492,74 @@ void nbd_server_stop(struct nbd_server *server, int64_t limit_ns)
     server->stop_limit_ns = limit_ns;
     reactor_timer_start(&server->stop_cancel, STOP_CANCEL_NS, on_stop_cancel);
     reactor_timer_start(&server->stop_limit, limit_ns, on_stop_limit);
-    if (nbd_server_connections(server) == 0)
-        reactor_defer(&server->drained);
+    check_drained(server);
+}
+
+/* ---- Removing exports ---- */
+
+static void end_removal(void *arg)
+{
+    struct nbd_removal *removal = arg;
+    struct nbd_server *server = removal->server;
+
+    flush_export(removal->nbd_export);
+    nbd_export_free(removal->nbd_export);
+    if (removal->done)
+        removal->done(removal->arg);
+    free(removal);
+    server->removals--;
+    check_drained(server);
+}
+
+static void start_again(struct reactor_timer *timer)
+{
+    reactor_defer(&container_of(timer, struct nbd_removal, again)->start);
+}
+
+static void start_end(struct reactor_deferred *deferred)
+{
+    struct nbd_removal *removal = container_of(deferred, struct nbd_removal, start);
+
+    if (coroutine_start(end_removal, removal) < 0)
+        reactor_timer_start(&removal->again, ACCEPT_PAUSE_NS, start_again);
+}
+
+/* From now on nobody finds it. */
+static void hide_export(struct nbd_server *server, struct nbd_export *nbd_export)
+{
+    list_for_each(it, &server->handshakes) nbd_handshake_forget_export(
+        list_entry(it, struct nbd_connection, link)->handshake, nbd_export);
+    list_remove(&nbd_export->link);
+    if (server->exports->default_export == nbd_export)
+        server->exports->default_export = NULL;
+}
+
+int nbd_server_remove_export(struct nbd_server *server, struct nbd_export *nbd_export, bool hard,
+                             void (*done)(void *arg), void *arg)
+{
+    struct nbd_removal *removal = nbd_export->removal;
+
+    if (!removal) {
+        removal = malloc(sizeof(*removal));
+        if (!removal)
+            return -ENOMEM;
+        *removal = (struct nbd_removal){
+            .server = server, .nbd_export = nbd_export, .done = done, .arg = arg};
+        removal->start.run = start_end;
+        nbd_export->removal = removal;
+        server->removals++;
+        hide_export(server, nbd_export);
+        if (nbd_export->clients == 0)
+            reactor_defer(&removal->start);
+    }
+    list_for_each(it, &server->clients)
+    {
+        struct nbd_connection *c = list_entry(it, struct nbd_connection, link);
+
+        if (hard && c->nbd_export == nbd_export)
+            nbd_connection_cut(c, "export '%s' was removed", nbd_export->name);
+    }
+    return 0;
 }
 
 /* ---- Life ---- */

@@ -67,6 +67,16 @@ void nbd_server_start(struct nbd_server *server);
 int nbd_server_add_client(struct nbd_server *server, int fd, const char *peer);
 
 /*
+ * Takes an export away: from now on it is neither listed nor found, and other clients cannot enter
+ * it.  With `hard` its clients are cut, else it stays for those that it has until they leave; to
+ * call it again with `hard` hurries a removal that waits.  Then what was written is made durable,
+ * the export is freed, and done(arg) is called (`done` may be NULL; never before this returns; that
+ * of the first call counts).  Returns 0 or -ENOMEM: nothing has changed.
+ */
+int nbd_server_remove_export(struct nbd_server *server, struct nbd_export *nbd_export, bool hard,
+                             void (*done)(void *arg), void *arg);
+
+/*
  * Orderly stop: listeners are closed, handshakes get ERR_SHUTDOWN, what is in flight is finished
  * and answered, further requests get ESHUTDOWN, exports are flushed; then events.stopped is called.
  * After a second TRIM, WRITE_ZEROES and CACHE end where they are (ESHUTDOWN), and clients that do
