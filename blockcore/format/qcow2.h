@@ -20,7 +20,7 @@
  *     qcow2_crypt.c     encryption: keys, and how extents are encrypted
  *     qcow2_snapshot*.c internal snapshots (see qcow2_snapshot.h)
  *     qcow2_bitmap*.c   dirty bitmaps (see qcow2_bitmap.h)
- *     qcow2_guard.c     which clusters hold metadata: data must never be written there
+ *     qcow2_guard*.c    which clusters hold metadata: data must never be written there
  *
  * Subclusters: the code sees 32 of them in every cluster.  Where L2 entries are extended, each is
  * data, zero or absent by itself, and the core copies on write by them; with standard entries they
@@ -147,11 +147,6 @@ int qcow2_open(struct node *node, struct node_open *open, struct error *error);
 /* Repairs an image that was not closed properly, and only then reads its tables. */
 int qcow2_opened(struct node *node, struct error *error);
 void qcow2_close(struct node *node);
-/*
- * Builds the guard anew after the tables that the header names have changed; the lock is held.
- * When it fails the image takes no more changes.
- */
-int qcow2_guard_reload(struct qcow2 *q, struct error *error);
 
 /* qcow2.c */
 /* The duties before any change; both locks are held. 0 or negative errno. */
@@ -393,6 +388,21 @@ int qcow2_refblock_make(struct qcow2 *q);
 int qcow2_reftable_take_region(struct qcow2 *q, uint64_t clusters, uint64_t *ret_first);
 /* Gives back the block of a range in which nothing is in use, but perhaps the block itself. */
 int qcow2_refblock_drop(struct qcow2 *q, uint64_t index);
+
+/* qcow2_guard_fill.c */
+/*
+ * Storage of the snapshot table, the snapshots' L1 tables and the LUKS header; the table is
+ * checked. *ret is allocated, also on failure.
+ */
+int qcow2_guard_collect(struct qcow2 *q, struct guard_range **ret, size_t *ret_count,
+                        struct error *error);
+/* Adds the L2 tables of the snapshots to the guard, which knows the active ones. */
+int qcow2_guard_add_snapshots(struct qcow2 *q, struct error *error);
+/*
+ * Builds the guard anew after the tables that the header names have changed; the lock is held.
+ * When it fails the image takes no more changes.
+ */
+int qcow2_guard_reload(struct qcow2 *q, struct error *error);
 
 /* qcow2_guard.c */
 /* Builds the guard from header, L1 and refcount table, and given ranges (taken, also on failure).

@@ -5,7 +5,7 @@
  *
  * Header, L1 table and refcount table are compared with; snapshot tables, their L1 tables and the
  * LUKS header are a sorted array of ranges; L2 tables, refcount blocks and all of bitmaps are a
- * hash set.  L2 tables that only snapshots use are protected by their refcounts alone.
+ * hash set.  So are L2 tables that only snapshots use, up to a limit of entries of their L1 tables.
  */
 #include "base/checked.h"
 #include "blockcore/format/qcow2.h"

@@ -24,7 +24,6 @@
 #define CLEAN_INTERVAL_DEFAULT 600
 #define CACHE_TABLES_MIN 4
 #define CACHE_TABLES_MAX (1 << 20)
-#define SNAPSHOT_WINDOW (512 * KIB)
 
 static int out_of_memory(struct error *error)
 {
@@ -148,97 +147,6 @@ static int load_l1(struct qcow2 *q, struct error *error)
     return 0;
 }
 
-/* A window over the snapshot table, which has entries of many lengths. */
-struct window {
-    uint8_t *data;
-    uint64_t offset; /* of data, in the file */
-    size_t length;
-};
-
-static int window_move(struct qcow2 *q, struct window *w, uint64_t offset, struct error *error)
-{
-    uint64_t left = q->file->size - min_u64(offset, q->file->size);
-    int err;
-
-    if (range_within(offset - w->offset, min_u64(left, QCOW2_SNAPSHOT_ENTRY_MAX), w->length))
-        return 0;
-    w->offset = offset;
-    w->length = min_u64(left, SNAPSHOT_WINDOW);
-    err = block_read(q->file, w->data, w->length, offset);
-    return err < 0 ? error_set_errno(error, -err, "cannot read the snapshot table") : 0;
-}
-
-static void add_range(const struct qcow2 *q, struct guard_range *ranges, size_t *count,
-                      uint64_t offset, uint64_t length)
-{
-    uint64_t start = align_down(offset, q->cluster_size);
-
-    if (length > 0)
-        ranges[(*count)++] =
-            (struct guard_range){start, align_up(offset + length, q->cluster_size)};
-}
-
-/* Checks the snapshot table; adds the storage of it and of the snapshots' L1 tables to the ranges.
- */
-static int scan_snapshots(struct qcow2 *q, struct guard_range *ranges, size_t *count,
-                          struct error *error)
-{
-    uint64_t start = q->header.snapshots_offset, offset = start;
-    struct window w = {.data = buffer_get(SNAPSHOT_WINDOW), .offset = offset};
-    int err = w.data ? 0 : out_of_memory(error);
-
-    for (unsigned i = 0; i < q->header.snapshots && err == 0; i++) {
-        struct qcow2_snapshot s = {0};
-
-        err = window_move(q, &w, offset, error);
-        if (err == 0)
-            err = qcow2_snapshot_parse(w.data + (offset - w.offset), w.length - (offset - w.offset),
-                                       q->cluster_bits, i, &s, error);
-        offset += s.entry_length;
-        if (err == 0 && offset - start > QCOW2_SNAPSHOT_TABLE_MAX)
-            err = error_set(error, EINVAL, "the snapshot table has more than 64 MiB");
-        if (err == 0)
-            add_range(q, ranges, count, s.l1_offset, (uint64_t)s.l1_size * 8);
-    }
-    add_range(q, ranges, count, start, offset - start);
-    q->snapshots_length = offset - start;
-    buffer_put(w.data, SNAPSHOT_WINDOW);
-    return err;
-}
-
-/* Storage of metadata that does not change here. *ret is allocated. */
-static int collect_ranges(struct qcow2 *q, struct guard_range **ret, size_t *ret_count,
-                          struct error *error)
-{
-    int err = 0;
-
-    *ret_count = 0;
-    q->snapshots_length = 0;
-    *ret = calloc(q->header.snapshots + 2, sizeof(**ret));
-    if (!*ret)
-        return out_of_memory(error);
-    if (q->header.snapshots > 0)
-        err = scan_snapshots(q, *ret, ret_count, error);
-    if (q->header.has_crypto)
-        add_range(q, *ret, ret_count, q->header.crypto_offset, q->header.crypto_length);
-    return err;
-}
-
-int qcow2_guard_reload(struct qcow2 *q, struct error *error)
-{
-    struct guard_range *ranges;
-    size_t count;
-    int err = collect_ranges(q, &ranges, &count, error);
-
-    if (err == 0)
-        err = qcow2_guard_renew(q, ranges, count, error);
-    else
-        free(ranges);
-    if (err < 0)
-        q->corrupt = true;
-    return err;
-}
-
 static int open_for_change(struct qcow2 *q, struct error *error)
 {
     int err = qcow2_reftable_load(q, error);
@@ -283,14 +191,15 @@ static int open_tables(struct qcow2 *q, struct error *error)
 
     if (err < 0)
         return err;
-    err = collect_ranges(q, &ranges, &count, error);
-    if (err == 0 && node_writable(q->node)) {
+    err = qcow2_guard_collect(q, &ranges, &count, error);
+    if (err == 0 && node_writable(q->node))
         err = open_for_change(q, error);
-        if (err == 0)
-            return qcow2_guard_init(q, ranges, count, error);
+    if (err < 0 || !node_writable(q->node)) {
+        free(ranges);
+        return err;
     }
-    free(ranges);
-    return err;
+    err = qcow2_guard_init(q, ranges, count, error);
+    return err < 0 ? err : qcow2_guard_add_snapshots(q, error);
 }
 
 /* Refcounts of an image that was not closed cleanly may be too low: they are set right first. */

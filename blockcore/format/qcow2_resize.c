@@ -252,18 +252,22 @@ static int drop_table(struct qcow2 *q, uint64_t l1_index)
 {
     uint64_t offset = q->l1[l1_index] & QCOW2_OFFSET_MASK;
     struct table *table;
+    uint64_t refcount;
     int err = qcow2_l2_get(q, l1_index, &table);
 
     if (err < 0 || !table)
         return err;
     err = drop_entries(q, l1_index, table, 0);
     table_cache_put(q->l2_cache, table);
+    if (err == 0)
+        err = qcow2_refcount_read(q, offset >> q->cluster_bits, &refcount);
     if (err < 0)
         return err;
     qcow2_pending_add(q, offset >> q->cluster_bits, 1);
     qcow2_l1_set(q, l1_index, 0);
     table_cache_drop(q->l2_cache, offset);
-    qcow2_guard_remove(q, offset);
+    if (refcount <= 1) /* else snapshots still have it */
+        qcow2_guard_remove(q, offset);
     return 0;
 }
 

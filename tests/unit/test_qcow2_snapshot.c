@@ -605,12 +605,54 @@ static void numbers_that_are_gone(void **state)
     sim_disk_remove();
 }
 
+/* A table that only a snapshot has, and that a broken image calls free: it is not given out. */
+static int run_guarded(void *arg)
+{
+    struct node *node = stage_open(NODE_WRITABLE);
+    static uint8_t data[4096];
+
+    assert_int_equal(block_write(node, data, sizeof(data), 0, 0), -EIO);
+    node_unref(node);
+    return 0;
+}
+
+static void tables_of_snapshots_are_guarded(void **state)
+{
+    struct qcow2_image image = {.version = 3, .cluster_bits = 12, .order = 4, .size = 40 * 4096};
+    uint64_t table, block;
+    uint8_t *after;
+    size_t length;
+
+    sim_disk_install(&(struct sim_disk_config){.seed = test_seed()});
+    qcow2_image_start(&image);
+    qcow2_image_data(&image, 3, 0x33);
+    qcow2_image_snapshot(&image);
+    qcow2_image_finish(&image);
+    table = get_be64(image.data + image.l1_offset) & UINT64_C(0x00fffffffffffe00);
+    assert_int_equal(get_be64(image.data + image.snapshot_l1[0]) & UINT64_C(0x00fffffffffffe00),
+                     table);
+    put_be64(image.data + image.l1_offset, 0);
+    block = get_be64(image.data + get_be64(image.data + 48));
+    put_be16(image.data + block + table / 4096 * 2, 0);
+    stage_store(&image);
+    assert_int_equal(test_run(run_guarded, NULL), 0);
+    after = stage_content(&length);
+    assert_memory_equal(after + table, image.data + table, 4096);
+    free(after);
+    qcow2_image_fini(&image);
+    sim_disk_remove();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(series_of_everything), cmocka_unit_test(numbers_that_are_gone),
-        cmocka_unit_test(a_write_fails),        cmocka_unit_test(writes_fail_from_then_on),
-        cmocka_unit_test(a_read_fails),         cmocka_unit_test(a_sync_fails),
+        cmocka_unit_test(series_of_everything),
+        cmocka_unit_test(numbers_that_are_gone),
+        cmocka_unit_test(tables_of_snapshots_are_guarded),
+        cmocka_unit_test(a_write_fails),
+        cmocka_unit_test(writes_fail_from_then_on),
+        cmocka_unit_test(a_read_fails),
+        cmocka_unit_test(a_sync_fails),
         cmocka_unit_test(survives_power_cuts),
     };
 
