@@ -12,6 +12,7 @@ from evnbd_test import (HELPERS, KIB, MIB, SANITIZER, cases, check, content, dig
                         need, qemu_img, qemu_img_check, qemu_io, read_file, run, same_bytes, samples,
                         unpack_sample, write_file)
 from qcow2_file import COPIED, EXT_CRYPTO, OFFSET_MASK, Qcow2File
+from qcow2_judge import qemu_img_deriving
 
 TOOL = os.path.join(HELPERS, "..", "tools", "qcow2_tool")
 PASSPHRASE = "correct horse"
@@ -43,16 +44,6 @@ def tool(*words, secret=PASSPHRASE, form="luks", opens=None, status=0):
 def refused(*words, says, **options):
     done = tool(*words, status=1, **options)
     check(re.search(says, done.stderr), f"/{says}/ is not in: {done.stderr}")
-
-
-def qemu_img_deriving(*arguments):
-    """QEMU measures its CPU time to choose iterations, and gives up when it was interrupted."""
-    for _ in range(60):
-        done = qemu_img(*arguments, status=None)
-        if "accurate CPU usage" not in done.stderr:
-            break
-    equal(done.returncode, 0, f"qemu-img {' '.join(map(str, arguments))}: {done.stderr}")
-    return done
 
 
 def qemu_create(form, options, image, size):
