@@ -8,12 +8,15 @@ Each client has blocks of its own, which straddle clusters and have other client
 neighbors.  Each sector of 512 bytes holds what its block held at the client's last FLUSH, or what
 was sent later.
 """
+import json
+import os
 import random
 import struct
 import threading
 
-from evnbd_test import (KIB, MIB, SANITIZED, cases, check, main, qemu_img, run, wait_for)
+from evnbd_test import KIB, MIB, SANITIZED, cases, check, equal, main, qemu_img, run, wait_for
 from nbd_raw import (CMD_FLAG_FUA, CMD_FLUSH, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, Closed)
+from qcow2_judge import qemu_img_deriving, tool
 
 ROUNDS = 3 if SANITIZED else 6
 CLIENTS, DEPTH = 4, 8
@@ -29,7 +32,15 @@ IMAGES = {
     "refcount1": "refcount_bits=1,cluster_size=4k",
     "v2": "compat=0.10",
     "snapshot": "cluster_size=4k",
+    "bitmap": "cluster_size=4k",
+    "data": "data_file=disk.data",
+    "dataraw": "data_file=disk.data,data_file_raw=on,cluster_size=4k",
+    "extl2": "extended_l2=on",
+    "aes": "encrypt.format=aes,encrypt.key-secret=s,cluster_size=4k",
+    "luks": "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
 }
+SECRET = ("--object", "secret,id=s,data=a word")
+BITMAP = "b"
 
 
 class Sectors:
@@ -124,39 +135,59 @@ def verify(client, all_sectors):
 
 
 def make_image(t, name):
-    if IMAGES[name] is None:
-        return t.sparse_file("disk.raw", SIZE), "raw"
-    image = t.path("disk.qcow2")
-    options = ["-o", IMAGES[name]] if IMAGES[name] else []
-    qemu_img("create", "-q", "-f", "qcow2", *options, image, SIZE)
-    return image, "qcow2"
+    """Returns how it is opened: the words that are given to evnbd and to qemu-img."""
+    options = IMAGES[name]
+    if options is None:
+        t.sparse_file("disk.raw", SIZE)
+        return ("-f", "raw", "disk.raw")
+    qemu_img_deriving("create", "-q", *SECRET, "-f", "qcow2", *(["-o", options] if options else []),
+                      "disk.qcow2", SIZE)
+    if "encrypt" in options:
+        return (*SECRET, "--image-opts", "driver=qcow2,encrypt.key-secret=s,file.filename=disk.qcow2")
+    return ("-f", "qcow2", "disk.qcow2")
 
 
-def check_image(image):
+def check_image(words):
     """Without errors; leaks, with qemu-img's status 3, are allowed."""
-    done = run("qemu-img", "check", "-q", "-f", "qcow2", image, status=None)
+    done = run("qemu-img", "check", "-q", *words, status=None)
     check(done.returncode in (0, 3), f"qemu-img check: {done.stdout}{done.stderr}")
+
+
+def check_bitmap(image):
+    """It was being written when the server died. A new one takes its place."""
+    bitmaps = [json.loads(line) for line in tool("bitmap-list", image).stdout.splitlines()]
+    if bitmaps:
+        equal([bitmap["name"] for bitmap in bitmaps], [BITMAP], "bitmaps")
+        check("inconsistent" in (bitmaps[0].get("unusable") or ""), f"the bitmap can be used: {bitmaps[0]}")
+        tool("bitmap-remove", image, BITMAP)
+    tool("bitmap-add", image, BITMAP, 65536, "enabled")
 
 
 @cases(*IMAGES)
 def test_kill(t, name):
-    image, image_format = make_image(t, name)
+    os.chdir(t.dir)  # the names of data files are relative
+    *options, image = make_image(t, name)
+    words = (*options, image)
     all_sectors = [Sectors(number) for number in range(CLIENTS)]
     for number in range(ROUNDS):
-        server = t.serve(image, "-f", image_format, "-e", "0", "--discard=unmap")
+        if name == "bitmap":
+            check_bitmap(image)
+        server = t.serve(image, *options, "-e", "0", "--discard=unmap")
         Round(server, number + 1, all_sectors).run()
         t.servers.remove(server)
-        # The kernel may need a moment to end what was in flight and to let go of the locks.
-        wait_for(lambda: run("qemu-img", "info", "-f", image_format, image, status=None).returncode == 0,
+        # The kernel may need a moment to end what was in flight and to let go of the locks of all files.
+        wait_for(lambda: "lock" not in run("qemu-img", "check", *words, status=None).stderr,
                  "the image being free")
-        if image_format == "qcow2":
-            check_image(image)
-        reader = t.serve(image, "-f", image_format, "-r")
+        if name != "raw":
+            check_image(words)
+        reader = t.serve(image, *options, "-r")
         with reader.client() as client:
             verify(client, all_sectors)
         reader.stop()
         if name == "snapshot" and number < 3:
             qemu_img("snapshot", "-c", f"s{number}", image)
+    if name == "bitmap":
+        check_bitmap(image)
 
 
 if __name__ == "__main__":
