@@ -113,7 +113,8 @@ def own_network():
 def prepare(t):
     for name in ("disk.img", "base.img"):
         t.file(name, content(1, 4 * MIB))
-    for name in ("disk.qcow2", "backup.qcow2"):
+    os.mkdir(t.path("upload"))
+    for name in ("disk.qcow2", "backup.qcow2", "upload/disk.qcow2"):
         qemu_img("create", "-q", "-f", "qcow2", t.path(name), 4 * MIB)
     run("sh", "-c", f"truncate -s 8M {t.path('disk.raw')}; printf 'label: gpt\\nsize=2M, name=root\\nsize=2M\\n' | "
         f"PATH=$PATH:/sbin:/usr/sbin sfdisk -q {t.path('disk.raw')}")
