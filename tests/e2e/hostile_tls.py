@@ -88,7 +88,7 @@ def _(stage):
         expect_closed(client)
 
 
-@row("A44", "an option of 4 GiB before TLS where it is required")
+@row("A44", "an option of 4 GiB before TLS where it is required (CVE-2017-15119)")
 def _(stage):
     server = serve(stage)
     for length in (0xFFFFFFFF, 1 << 31):
@@ -108,7 +108,7 @@ def _(stage):
     client.go()
 
 
-@row("A46", "plain text in the same segment as STARTTLS")
+@row("A46", "plain text in the same segment as STARTTLS (CVE-2021-3716 and its like)")
 def _(stage):
     for mode in ("on", "require"):
         server = serve(stage, mode=mode, folder=Pki(stage.t, f"pki-{mode}").folder())
@@ -123,7 +123,7 @@ def _(stage):
         expect_closed(client, at_most=64)
 
 
-@row("A47", "what was negotiated before STARTTLS")
+@row("A47", "what was negotiated before STARTTLS (CVE-2021-3716)")
 def _(stage):
     server = serve(stage, mode="on")
     for option in (OPT_STRUCTURED_REPLY, OPT_EXTENDED_HEADERS):
@@ -282,7 +282,7 @@ def _(stage):
     check("without closing its TLS session" in server.log, server.log)
 
 
-@row("A56", "ends and resets inside of a TLS handshake, ten thousand times")
+@row("A56", "ends and resets inside of a TLS handshake, ten thousand times (CVE-2023-3354)")
 def _(stage):
     count = 500 if SANITIZED else 10000
     server = serve(stage, tcp=True)

@@ -156,7 +156,7 @@ DEFECTS = {
 
 @cases(*DEFECTS)
 def test_certificates_of_servers(t, defect):
-    """Shown by a server that does not look at its own certificate."""
+    """CVE-2024-7383: shown by a server that does not look at its own certificate."""
     pki = Pki(t)
     trust = pki.folder("client")
     lines, dates = None, ("expiration_days = 5",)
@@ -245,6 +245,7 @@ def test_many_exports(t):
 
 
 def test_server_without_tls(t):
+    """CVE-2019-14842: a dialect without TLS is no way around it."""
     need_tls(t)
     keys = psk_file(t, alice=KEY)
     for options, pattern in (([], r"refuses to use TLS \(ERR_POLICY\)|does not support TLS \(ERR_UNSUP\)"),
