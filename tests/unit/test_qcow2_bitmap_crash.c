@@ -2,10 +2,11 @@
 /*
  * The bitmaps of qcow2 when the power fails at any moment, or a call on the file does: the image
  * has no errors (leaks at most), and a bitmap that can be used afterwards calls dirty whatever was
- * written while it was enabled, or changed by applying a snapshot.
+ * written while it was enabled, or changed by applying a snapshot.  The disk gets other sizes, too.
  */
 #include "base/checked.h"
 #include "blockcore/bitmap.h"
+#include "blockcore/resize.h"
 #include "blockcore/snapshot.h"
 #include "tests/support/fault.h"
 #include "tests/support/qcow2_stage.h"
@@ -40,6 +41,7 @@ struct scene {
     bool cut, cut_midway, done;
     unsigned changed; /* changes of bitmaps that succeeded */
     unsigned applied; /* snapshots */
+    unsigned resized;
 };
 
 static struct scene scene;
@@ -77,8 +79,8 @@ static void note_change(uint64_t sector, uint64_t count, bool data)
 
 static void write_some(void)
 {
-    uint64_t sector = prng_below(&scene.prng, SECTORS);
-    uint64_t count = 1 + prng_below(&scene.prng, min_u64(30, SECTORS - sector));
+    uint64_t sectors = scene.node->size / SECTOR, sector = prng_below(&scene.prng, sectors);
+    uint64_t count = 1 + prng_below(&scene.prng, min_u64(30, sectors - sector));
     bool data = prng_percent(&scene.prng, 70);
     uint8_t *bytes = malloc(count * SECTOR);
     int err;
@@ -159,6 +161,14 @@ static void change_some(void)
     scene.changed += err == 0;
 }
 
+/* What lies behind the end is not on the disk any more. */
+static void note_end(uint64_t sectors)
+{
+    memset(scene.has_data + sectors, 0, sizeof(scene.has_data) - sectors);
+    for (unsigned i = 0; i < NAMES; i++)
+        memset(scene.bitmaps[i].dirty + sectors, 0, SECTORS - sectors);
+}
+
 /* Any sector may be another now. */
 static void note_apply(void)
 {
@@ -179,6 +189,7 @@ static void change_snapshots(void)
     case 0:
         if (block_snapshot_apply(scene.node, &choice, NULL) == 0)
             note_apply();
+        note_end(scene.node->size / SECTOR);
         break;
     case 1:
         block_snapshot_delete(scene.node, &choice, NULL);
@@ -189,9 +200,20 @@ static void change_snapshots(void)
     }
 }
 
+static void change_size(void)
+{
+    uint64_t sectors = SECTORS / 4 + prng_below(&scene.prng, SECTORS * 3 / 4 + 1);
+    const struct block_resize resize = {.size = sectors * SECTOR, .shrink = true};
+
+    note_end(min_u64(sectors, scene.node->size / SECTOR));
+    scene.resized += block_resize(scene.node, &resize, NULL) == 0;
+}
+
 static void step(void)
 {
-    if (prng_percent(&scene.prng, 20))
+    if (prng_percent(&scene.prng, 8))
+        change_size();
+    else if (prng_percent(&scene.prng, 20))
         change_snapshots();
     else if (prng_percent(&scene.prng, 45))
         write_some();
@@ -211,6 +233,9 @@ static void live(void)
             continue;
         for (unsigned i = 0; i < STEPS; i++)
             step();
+        /* What could not be flushed may be gone: then to zero it changes nothing. */
+        if (block_flush(scene.node) < 0)
+            memset(scene.has_data, 0, sizeof(scene.has_data));
         node_unref(scene.node);
     }
 }
