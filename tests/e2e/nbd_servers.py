@@ -33,7 +33,9 @@ class Other:
     def answers(self):
         """Whether somebody listens; looks without connecting, which could end the server."""
         with open("/proc/net/unix", encoding="ascii", errors="replace") as lines:
-            return any(line.rstrip().endswith(self.unix) for line in lines)
+            fields = [line.split() for line in lines]
+        listening = "00010000"  # among the flags: it is no more only bound
+        return any(f[-1] == self.unix and f[3] == listening for f in fields)
 
     @property
     def uri(self):
