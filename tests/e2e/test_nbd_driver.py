@@ -197,15 +197,19 @@ def test_probing_keeps_the_connection(t, how):
         equal(client.export.size, MIB, "size of the disk")
 
 
-def test_backing_over_nbd(t):
-    """The backing file of a local image is a remote disk, when the options say so."""
+@cases("options", "policy")
+def test_backing_over_nbd(t, how):
+    """The backing file of a local image is a remote disk, when options or the policy say so."""
     disk = make(t)
     server = qemu_nbd(t, disk, "-r")
     top = t.path("top.qcow2")
     qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", server.uri, "-F", "raw", top, str(SIZE))
     refused(t, top, "-f", "qcow2", says=["nbd", "only plain paths"])
-    front = t.serve(f"driver=qcow2,file.filename={top},backing.driver=raw,backing.file.filename={server.uri}",
-                    "--image-opts")
+    if how == "policy":
+        front = t.serve(top, "-f", "qcow2", "--backing-policy=any")
+    else:
+        front = t.serve(f"driver=qcow2,file.filename={top},backing.driver=raw,backing.file.filename={server.uri}",
+                        "--image-opts")
     wanted = bytearray(read_file(disk))
     wanted[1000:6000] = b"x" * 5000
     with front.client() as client:
