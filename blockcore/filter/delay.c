@@ -12,6 +12,14 @@
 
 struct delay {
     uint64_t ms[OPERATIONS]; /* options */
+    struct list sleepers;
+    bool stopped; /* the program ends: nothing waits any more */
+};
+
+struct sleeper {
+    struct list link;
+    struct reactor_timer timer;
+    struct coroutine *coroutine;
 };
 
 #define ROW(operation, name, what)                                                                 \
@@ -29,7 +37,10 @@ static const struct option_row delay_options[] = {
 static int delay_open(struct node *node, struct node_open *open, struct error *error)
 {
     struct delay *delay = node->state;
-    int err = options_take(open->options, delay_options, delay, "driver 'delay'", error);
+    int err;
+
+    list_init(&delay->sleepers);
+    err = options_take(open->options, delay_options, delay, "driver 'delay'", error);
 
     if (err < 0)
         return err;
@@ -44,16 +55,39 @@ static int delay_open(struct node *node, struct node_open *open, struct error *e
     return filter_open_file(node, open, error);
 }
 
+static void wake(struct sleeper *sleeper)
+{
+    list_remove(&sleeper->link);
+    reactor_timer_stop(&sleeper->timer);
+    coroutine_wake(sleeper->coroutine);
+}
+
+static void on_timer(struct reactor_timer *timer)
+{
+    wake(container_of(timer, struct sleeper, timer));
+}
+
+static void delay_stop(struct node *node)
+{
+    struct delay *delay = node->state;
+
+    delay->stopped = true;
+    list_for_each_safe(it, next, &delay->sleepers) wake(list_entry(it, struct sleeper, link));
+}
+
 static int delay_before(struct node *node, enum block_operation operation, uint64_t offset,
                         uint64_t length)
 {
-    const struct delay *delay = node->state;
+    struct delay *delay = node->state;
+    struct sleeper sleeper = {.coroutine = coroutine_self()};
 
-    if (delay->ms[operation] == 0)
+    if (delay->ms[operation] == 0 || delay->stopped)
         return 0;
-    if (!coroutine_self())
+    if (!sleeper.coroutine)
         return -EAGAIN;
-    co_sleep((int64_t)delay->ms[operation] * NS_PER_MS);
+    list_append(&delay->sleepers, &sleeper.link);
+    reactor_timer_start(&sleeper.timer, (int64_t)delay->ms[operation] * NS_PER_MS, on_timer);
+    coroutine_suspend();
     return 0;
 }
 
@@ -63,5 +97,6 @@ const struct driver driver_delay = {
     .state_size = sizeof(struct delay),
     .options = delay_options,
     .open = delay_open,
+    .stop = delay_stop,
     .before = delay_before,
 };

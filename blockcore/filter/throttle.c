@@ -36,6 +36,7 @@ struct throttle {
     struct queue queues[THROTTLE_DIRECTIONS];
     enum throttle_direction next; /* whose turn it is */
     struct reactor_timer timer;
+    bool stopped; /* the program ends: there are no limits any more */
 };
 
 static int throttle_open(struct node *node, struct node_open *open, struct error *error)
@@ -57,6 +58,21 @@ static void throttle_close(struct node *node)
     struct throttle *t = node->state;
 
     reactor_timer_stop(&t->timer);
+}
+
+/* Lets all go that wait, which may be for hours. */
+static void throttle_stop(struct node *node)
+{
+    struct throttle *t = node->state;
+
+    t->stopped = true;
+    reactor_timer_stop(&t->timer);
+    for (unsigned i = 0; i < THROTTLE_DIRECTIONS; i++) {
+        struct list *link;
+
+        while ((link = list_pop(&t->queues[i].waiters)))
+            coroutine_wake(list_entry(link, struct waiter, link)->coroutine);
+    }
 }
 
 static struct waiter *first(const struct queue *queue)
@@ -153,7 +169,7 @@ static int throttle_before(struct node *node, enum block_operation operation, ui
         operation == OPERATION_READ ? THROTTLE_READ : THROTTLE_WRITE;
     struct waiter waiter = {.coroutine = coroutine_self(), .bytes = length};
 
-    if (operation == OPERATION_FLUSH || !throttle_is_limited(&t->limits, direction) ||
+    if (operation == OPERATION_FLUSH || t->stopped || !throttle_is_limited(&t->limits, direction) ||
         admit_at_once(t, direction, length))
         return 0;
     if (!waiter.coroutine)
@@ -173,5 +189,6 @@ const struct driver driver_throttle = {
     .options = throttle_options,
     .open = throttle_open,
     .close = throttle_close,
+    .stop = throttle_stop,
     .before = throttle_before,
 };

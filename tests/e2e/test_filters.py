@@ -7,7 +7,7 @@ import time
 
 from evnbd_test import HANG, KIB, MIB, cases, check, content, equal, main, need, qemu_img, qemu_img_check, \
     qemu_io, read_file, refused, run, same_bytes
-from nbd_raw import CMD_WRITE
+from nbd_raw import CMD_READ, CMD_WRITE
 
 RAW = "file.driver=raw,file.file.filename={t}/disk.raw"
 QCOW2 = "file.driver=qcow2,file.file.filename={t}/disk.qcow2"
@@ -147,6 +147,19 @@ def test_a_delay_is_felt(t):
         begin = time.monotonic()
         same_bytes(client.read(0, 4 * KIB), content(1, MIB)[:4 * KIB], "what was read")
         check(time.monotonic() - begin >= 0.3, "the read did not wait")
+
+
+@cases(("delay", "driver=delay,read-ms=3600000," + RAW),
+       ("throttle", "driver=throttle,limits.bps-read=1," + RAW))
+def test_nothing_waits_when_the_server_ends(t, _, options):
+    make(t)
+    server = serve(t, options, "-e", "2")
+    with server.client() as client:
+        for _ in range(3):
+            client.start(CMD_READ, 0, 4 * KIB)
+        with server.client() as other:  # served behind the reads, so these have been taken
+            other.write(0, b"x")
+        server.stop()
 
 
 def test_errors_reach_clients(t):
