@@ -85,6 +85,7 @@ static void enter(struct client *c, struct fixture *f, const char *script)
     message_script(&m, script);
     fake_tls_invert(m.data, m.length);
     client_send_message(c, &m);
+    message_free(&m);
     assert_true(client_receive(c, BEFORE_BYTES));
 }
 

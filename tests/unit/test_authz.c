@@ -396,7 +396,6 @@ static void test_pam(void **state)
         bool yes;
     } rows[] = {{"yes", "root", true},
                 {"no", "root", false},
-                {"none", "root", false},
                 {"root", "root", true},
                 {"root", "evnbd-no-such-user", false}};
 
