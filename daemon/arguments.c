@@ -93,6 +93,14 @@ static int after_snapshot_memory(void *target, const struct cli_row *row, struct
     return 0;
 }
 
+static int after_check_config(void *target, const struct cli_row *row, struct error *error)
+{
+    struct arguments *a = target;
+
+    a->action = ACTION_CONFIG_CHECK;
+    return 0;
+}
+
 static int after_detect_zeroes(void *target, const struct cli_row *row, struct error *error)
 {
     const struct arguments *a = target;
@@ -128,6 +136,7 @@ static int after_object(void *target, const struct cli_row *row, struct error *e
 
 static const struct cli_row rows[] = {
     {.name = "port",
+     .scopes = SCOPE_LISTENER,
      .letter = 'p',
      .argument = "PORT",
      .kind = CLI_STRING,
@@ -135,6 +144,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_CONNECTION,
      .help = "TCP port or service name (default " NBD_DEFAULT_PORT ")"},
     {.name = "bind",
+     .scopes = SCOPE_LISTENER,
      .letter = 'b',
      .argument = "ADDRESS",
      .kind = CLI_STRING,
@@ -143,6 +153,7 @@ static const struct cli_row rows[] = {
      .help = "IPv4 or IPv6 address or host name to listen on (default 0.0.0.0); :: or an empty one "
              "for both families"},
     {.name = "socket",
+     .scopes = SCOPE_LISTENER,
      .letter = 'k',
      .argument = "PATH",
      .kind = CLI_STRING,
@@ -150,12 +161,14 @@ static const struct cli_row rows[] = {
      .group = GROUP_CONNECTION,
      .help = "listen on a Unix socket at this absolute path, not on TCP"},
     {.name = "selinux-label",
+     .scopes = SCOPE_LISTENER,
      .argument = "LABEL",
      .kind = CLI_STRING,
      TARGET(selinux_label),
      .group = GROUP_CONNECTION,
      .help = "SELinux context of that socket"},
     {.name = "shared",
+     .scopes = SCOPE_SERVER | SCOPE_EXPORT,
      .letter = 'e',
      .argument = "NUM",
      .kind = CLI_NUMBER,
@@ -172,6 +185,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_CONNECTION,
      .help = "go on when the last client has left"},
     {.name = "export-name",
+     .scopes = SCOPE_EXPORT,
      .letter = 'x',
      .argument = "NAME",
      .kind = CLI_STRING,
@@ -180,6 +194,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_CONNECTION,
      .help = "name by which clients ask for the export (default: the empty name)"},
     {.name = "description",
+     .scopes = SCOPE_EXPORT,
      .letter = 'D',
      .argument = "TEXT",
      .kind = CLI_STRING,
@@ -188,6 +203,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_CONNECTION,
      .help = "text about the export, shown to clients that ask for it"},
     {.name = "handshake-limit",
+     .scopes = SCOPE_SERVER,
      .exact = true,
      .argument = "SECONDS",
      .kind = CLI_NUMBER,
@@ -199,6 +215,7 @@ static const struct cli_row rows[] = {
      .help = "time that a client has for its handshake, or a server to list its exports; 0 for no "
              "limit (default 10, or 60)"},
     {.name = "idle-timeout",
+     .scopes = SCOPE_SERVER,
      .exact = true,
      .argument = "SECONDS",
      .kind = CLI_NUMBER,
@@ -209,6 +226,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_CONNECTION,
      .help = "disconnect clients that ask for nothing for so long; 0 for never (default)"},
     {.name = "address-limit",
+     .scopes = SCOPE_SERVER,
      .exact = true,
      .argument = "NUM",
      .kind = CLI_NUMBER,
@@ -228,6 +246,7 @@ static const struct cli_row rows[] = {
      .help = "speak the protocol of before 2011, without negotiation"},
 
     {.name = "tls",
+     .scopes = SCOPE_SERVER | SCOPE_EXPORT,
      .exact = true,
      .argument = "MODE",
      .kind = CLI_WORD,
@@ -239,6 +258,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_TLS,
      .help = "off, on (clients choose) or require (default when there are certificates or keys)"},
     {.name = "tls-certificates",
+     .scopes = SCOPE_SERVER,
      .exact = true,
      .argument = "DIR",
      .kind = CLI_STRING,
@@ -248,6 +268,7 @@ static const struct cli_row rows[] = {
          "directory with server-cert.pem and server-key.pem, and ca-cert.pem to verify clients; of "
          "a list: ca-cert.pem, and client-cert.pem and client-key.pem if they are needed"},
     {.name = "tls-psk",
+     .scopes = SCOPE_SERVER,
      .exact = true,
      .argument = "FILE",
      .kind = CLI_STRING,
@@ -255,6 +276,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_TLS,
      .help = "pre-shared keys of the clients, a line NAME:KEY for each; of a list: its own"},
     {.name = "tls-verify-peer",
+     .scopes = SCOPE_SERVER,
      .exact = true,
      .kind = CLI_FLAG,
      TARGET(tls_verify_peer),
@@ -263,12 +285,14 @@ static const struct cli_row rows[] = {
      .help = "let in only clients with a certificate of the CA in ca-cert.pem"},
 
     {.name = "tls-creds",
+     .scopes = SCOPE_SERVER,
      .argument = "ID",
      .kind = CLI_STRING,
      TARGET(tls_creds),
      .group = GROUP_TLS,
      .help = "require TLS with the credentials of this object (see --object)"},
     {.name = "tls-authz",
+     .scopes = SCOPE_EXPORT,
      .argument = "ID",
      .kind = CLI_STRING,
      TARGET(tls_authz),
@@ -289,6 +313,7 @@ static const struct cli_row rows[] = {
      .help = "serve nothing; look at the certificates or keys, and tell what is wrong with them"},
 
     {.name = "allow",
+     .scopes = SCOPE_EXPORT,
      .exact = true,
      .argument = "RULE",
      .kind = CLI_LIST,
@@ -298,6 +323,7 @@ static const struct cli_row rows[] = {
      .help = "let in only clients that meet a rule, such as uid=1000 or address=10.0.0.0/8; can be "
              "repeated (default: everybody)"},
     {.name = "object",
+     .scopes = SCOPE_SERVER,
      .argument = "TYPE,id=ID,...",
      .kind = CLI_LIST,
      TARGET(objects),
@@ -307,7 +333,17 @@ static const struct cli_row rows[] = {
      .help = "make an object that other options name by its id: a secret or who is allowed; 'help' "
              "lists the types, 'TYPE,help' their properties; can be repeated"},
 
+    {.name = "image",
+     .scopes = SCOPE_EXPORT,
+     .file_only = true,
+     .hidden = true,
+     .argument = "FILE",
+     .kind = CLI_STRING,
+     TARGET(image),
+     .group = GROUP_IMAGE,
+     .help = "what to serve"},
     {.name = "format",
+     .scopes = SCOPE_EXPORT,
      .letter = 'f',
      .argument = "FORMAT",
      .kind = CLI_STRING,
@@ -317,6 +353,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "image format, such as raw or qcow2 (default: look at the image)"},
     {.name = "key-secret",
+     .scopes = SCOPE_EXPORT,
      .exact = true,
      .argument = "ID",
      .kind = CLI_STRING,
@@ -326,12 +363,14 @@ static const struct cli_row rows[] = {
      .help = "secret (see --object) that unlocks the image, which is encrypted; with --format=luks "
              "or qcow2"},
     {.name = "image-opts",
+     .scopes = SCOPE_EXPORT,
      .kind = CLI_FLAG,
      TARGET(image_opts),
      .group = GROUP_IMAGE,
      .help = "FILE is no name but options: driver=FORMAT,file.filename=PATH and more, or "
              "json:{...}"},
     {.name = "backing-policy",
+     .scopes = SCOPE_EXPORT,
      .exact = true,
      .argument = "POLICY",
      .kind = CLI_STRING,
@@ -341,12 +380,14 @@ static const struct cli_row rows[] = {
      .help = "which files images may name as their backing and data files: any, beneath (in the "
              "image's directory), none, or list=PATH[:PATH]... (default: paths to anywhere)"},
     {.name = "read-only",
+     .scopes = SCOPE_EXPORT,
      .letter = 'r',
      .kind = CLI_FLAG,
      TARGET(read_only),
      .group = GROUP_IMAGE,
      .help = "do not let clients write"},
     {.name = "allow-writers",
+     .scopes = SCOPE_EXPORT,
      .exact = true,
      .kind = CLI_FLAG,
      TARGET(allow_writers),
@@ -354,6 +395,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "let other programs write to a raw image at the same time"},
     {.name = "snapshot",
+     .scopes = SCOPE_EXPORT,
      .letter = 's',
      .kind = CLI_FLAG,
      TARGET(overlay),
@@ -361,6 +403,7 @@ static const struct cli_row rows[] = {
      .help = "keep what clients write in a temporary file, which is lost at the end; the image is "
              "opened read-only"},
     {.name = "snapshot-memory",
+     .scopes = SCOPE_EXPORT,
      .exact = true,
      .argument = "SIZE",
      .kind = CLI_SIZE,
@@ -371,6 +414,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "the same in memory, up to SIZE; then there is no space left"},
     {.name = "load-snapshot",
+     .scopes = SCOPE_EXPORT,
      .letter = 'l',
      .argument = "SNAPSHOT",
      .kind = CLI_STRING,
@@ -380,6 +424,7 @@ static const struct cli_row rows[] = {
      .help = "export an internal snapshot of the image, read-only: its ID or name, or "
              "snapshot.id=ID,snapshot.name=NAME"},
     {.name = "offset",
+     .scopes = SCOPE_EXPORT,
      .letter = 'o',
      .argument = "OFFSET",
      .kind = CLI_NUMBER,
@@ -391,6 +436,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "export what lies behind the first OFFSET bytes of the disk"},
     {.name = "partition",
+     .scopes = SCOPE_EXPORT,
      .letter = 'P',
      .argument = "PARTITION",
      .kind = CLI_STRING,
@@ -409,6 +455,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "the same as --cache=none"},
     {.name = "cache",
+     .scopes = SCOPE_EXPORT,
      .argument = "MODE",
      .kind = CLI_WORD,
      TARGET(cache),
@@ -419,6 +466,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "none, writeback (default), writethrough, directsync or unsafe"},
     {.name = "aio",
+     .scopes = SCOPE_EXPORT,
      .argument = "MODE",
      .kind = CLI_WORD,
      TARGET(aio),
@@ -429,6 +477,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "threads, native or io_uring (default: io_uring where it works, else threads)"},
     {.name = "discard",
+     .scopes = SCOPE_EXPORT,
      .argument = "MODE",
      .kind = CLI_WORD,
      TARGET(discard),
@@ -439,6 +488,7 @@ static const struct cli_row rows[] = {
      .group = GROUP_IMAGE,
      .help = "what to do with space that clients trim: ignore (default) or unmap"},
     {.name = "detect-zeroes",
+     .scopes = SCOPE_EXPORT,
      .argument = "MODE",
      .kind = CLI_WORD,
      TARGET(detect_zeroes),
@@ -449,6 +499,7 @@ static const struct cli_row rows[] = {
      .help = "turn written zeroes into holes: off (default), on, or unmap (give back their space; "
              "after --discard=unmap)"},
     {.name = "allocation-depth",
+     .scopes = SCOPE_EXPORT,
      .letter = 'A',
      .kind = CLI_FLAG,
      TARGET(allocation_depth),
@@ -457,6 +508,7 @@ static const struct cli_row rows[] = {
      .help = "let clients ask which image of the backing chain holds what, as metadata context "
              "qemu:allocation-depth"},
     {.name = "bitmap",
+     .scopes = SCOPE_EXPORT,
      .letter = 'B',
      .argument = "NAME",
      .kind = CLI_LIST,
@@ -482,6 +534,21 @@ static const struct cli_row rows[] = {
      .group = GROUP_LIST,
      .help = "print the list as JSON"},
 
+    {.name = "config",
+     .exact = true,
+     .argument = "FILE",
+     .kind = CLI_STRING,
+     TARGET(config),
+     .group = GROUP_PROCESS,
+     .help = "serve what a configuration file tells, see evnbd.conf(5)"},
+    {.name = "check-config",
+     .exact = true,
+     .argument = "FILE",
+     .kind = CLI_STRING,
+     TARGET(config),
+     .after = after_check_config,
+     .group = GROUP_PROCESS,
+     .help = "serve nothing; tell what is wrong in a configuration file"},
     {.name = "fork",
      .kind = CLI_FLAG,
      TARGET(fork),
@@ -574,10 +641,15 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
         return list_uri_take(ret, argv[first], error);
     if (err == 0 && ret->action == ACTION_LIST && argc > first)
         return list_uri_refuse(argv[first], error);
-    if (err < 0 || ret->action != ACTION_SERVE)
+    if (err < 0 || (ret->action != ACTION_SERVE && ret->action != ACTION_CONFIG_CHECK))
         return err;
     if (ret->partition && strcmp(ret->partition, "list") == 0)
         ret->action = ACTION_LIST_PARTITIONS;
+    if (ret->config && argc == first)
+        return 0;
+    if (ret->config)
+        return error_set(error, EINVAL,
+                         "--config is incompatible with an image: the file names the images");
     if (argc - first != 1) {
         *ret_hint = true;
         return error_set(error, EINVAL,
@@ -589,6 +661,11 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
         return 0;
     }
     return image_name_path(argv[first], &ret->image, error);
+}
+
+struct arguments arguments_of_config(void)
+{
+    return (struct arguments){.export_name = "", .persistent = true, .handshake_limit = 10};
 }
 
 void arguments_release(struct arguments *arguments)

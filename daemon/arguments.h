@@ -11,6 +11,7 @@ enum arguments_action {
     ACTION_LIST,
     ACTION_LIST_PARTITIONS,
     ACTION_TLS_CHECK,
+    ACTION_CONFIG_CHECK,
     ACTION_HELP, /* from here on: only prints, looks at nothing */
     ACTION_VERSION,
     ACTION_LIST_OPTIONS,
@@ -26,6 +27,7 @@ enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 struct arguments {
     int action;             /* enum arguments_action */
     const char *image;      /* path, or options */
+    const char *config;     /* configuration file that names the images, or NULL */
     bool json;              /* of ACTION_LIST */
     struct nbd_uri uri;     /* of ACTION_LIST; its strings are used below */
     const char *per_device; /* the first option that says what or how to serve; NULL: none */
@@ -79,6 +81,9 @@ struct arguments {
     struct cli_list traces; /* values of --trace */
 };
 
+/* Where a configuration file may say an option: `scopes` of the rows. */
+enum { SCOPE_SERVER = 1, SCOPE_LISTENER = 2, SCOPE_EXPORT = 4 };
+
 extern const struct cli arguments_cli;
 
 /*
@@ -91,6 +96,18 @@ int arguments_parse(struct arguments *ret, int argc, char **argv, bool *ret_hint
 
 /* Refuses values and combinations that cannot be served. Looks at nothing but the struct. */
 int arguments_check(const struct arguments *arguments, struct error *error);
+
+/* What a part of a configuration file begins with: clients are not limited, the server stays. */
+struct arguments arguments_of_config(void);
+
+/*
+ * The same as arguments_check() for the parts of a configuration file: the server, a listener, an
+ * export with its server.
+ */
+int arguments_check_server(const struct arguments *arguments, struct error *error);
+int arguments_check_listener(const struct arguments *arguments, struct error *error);
+int arguments_check_export(const struct arguments *arguments, const struct arguments *server,
+                           struct error *error);
 
 /* Refuses what says where to listen, or to list, when sockets were passed to the process. */
 int arguments_check_activated(const struct arguments *arguments, struct error *error);

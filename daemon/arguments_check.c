@@ -78,6 +78,11 @@ static int check_tls_sources(const struct arguments *a, struct error *error)
     return 0;
 }
 
+static bool has_credentials(const struct arguments *a)
+{
+    return a->tls_creds || a->tls_certificates || a->tls_psk;
+}
+
 /* What needs credentials, and which action it is for. */
 static int check_tls_uses(const struct arguments *a, bool credentials, struct error *error)
 {
@@ -100,7 +105,7 @@ static int check_tls_uses(const struct arguments *a, bool credentials, struct er
 
 static int check_tls(const struct arguments *a, struct error *error)
 {
-    bool credentials = a->tls_creds || a->tls_certificates || a->tls_psk;
+    bool credentials = has_credentials(a);
     int err = check_tls_sources(a, error);
 
     if (err == 0)
@@ -187,6 +192,73 @@ static int check_list(const struct arguments *a, struct error *error)
     return 0;
 }
 
+/* What the file says, or has no meaning with it. */
+static int check_config(const struct arguments *a, struct error *error)
+{
+    const struct {
+        bool given;
+        const char *option;
+    } options[] = {
+        {a->action == ACTION_LIST, "--list"},
+        {a->port, "--port"},
+        {a->bind, "--bind"},
+        {a->socket, "--socket"},
+        {a->shared != 1, "--shared"},
+        {a->address_limit, "--address-limit"},
+        {a->idle_timeout, "--idle-timeout"},
+        {a->oldstyle, "--oldstyle"},
+        {a->tls_certificates, "--tls-certificates"},
+        {a->tls_psk, "--tls-psk"},
+        {a->tls_creds, "--tls-creds"},
+        {a->allowed.count, "--allow"},
+        {a->objects.count, "--object"},
+        {a->key_secret, "--key-secret"},
+        {a->image_opts, "--image-opts"},
+        {a->read_only, "--read-only"},
+        {a->allow_writers, "--allow-writers"},
+        {a->overlay, "--snapshot"},
+        {a->partition, "--partition"},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++)
+        if (options[i].given)
+            return error_set(error, EINVAL, "%s cannot be used with --config: the file says it",
+                             options[i].option);
+    if (a->per_device)
+        return error_set(error, EINVAL,
+                         "options of an export cannot be used with --config: they belong into the "
+                         "section of the export");
+    return 0;
+}
+
+int arguments_check_server(const struct arguments *arguments, struct error *error)
+{
+    return check_tls(arguments, error);
+}
+
+int arguments_check_listener(const struct arguments *arguments, struct error *error)
+{
+    if (arguments->socket && (arguments->port || arguments->bind))
+        return error_set(error, EINVAL,
+                         "a listener has either a socket or a port and an address to bind to");
+    if (arguments->selinux_label && !arguments->socket)
+        return error_set(error, EINVAL, "selinux-label is not permitted without socket");
+    return arguments->socket ? check_unix(arguments, error) : check_tcp(arguments, error);
+}
+
+int arguments_check_export(const struct arguments *arguments, const struct arguments *server,
+                           struct error *error)
+{
+    bool credentials = has_credentials(server) && server->tls != TLS_USE_OFF;
+    int err = check_string("export name", arguments->export_name, error);
+
+    if (err == 0)
+        err = check_string("export description", arguments->description, error);
+    if (err == 0 && !credentials && (arguments->tls_authz || arguments->tls == TLS_USE_REQUIRE))
+        err = error_set(error, EINVAL, "TLS is wanted of clients, but [server] has no credentials");
+    return err < 0 ? err : check_image(arguments, error);
+}
+
 int arguments_check_activated(const struct arguments *arguments, struct error *error)
 {
     const struct {
@@ -213,6 +285,8 @@ int arguments_check(const struct arguments *arguments, struct error *error)
 {
     int err;
 
+    if (arguments->config)
+        return check_config(arguments, error);
     if (arguments->action == ACTION_LIST)
         err = check_list(arguments, error);
     else if (arguments->json)

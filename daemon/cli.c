@@ -80,7 +80,7 @@ static void parser_tables(struct parser *p)
 
     *next_short++ = ':';
     for (const struct cli_row *row = p->cli->rows; row->name; row++) {
-        if (row->exact && !spells(word, row->name))
+        if (row->file_only || (row->exact && !spells(word, row->name)))
             continue;
         p->longs[n] = (struct option){
             .name = row->name,
@@ -270,6 +270,58 @@ int cli_parse(const struct cli *cli, void *target, int argc, char **argv, int *r
     }
     *ret_first = optind;
     return ret < 0 ? ret : 0;
+}
+
+static const struct cli_row *row_in_scope(const struct cli_setter *setter, const char *name)
+{
+    for (const struct cli_row *row = setter->cli->rows; row->name; row++)
+        if ((row->scopes & setter->scope) && !strcmp(row->name, name))
+            return row;
+    return NULL;
+}
+
+static int unknown_setting(const struct cli_setter *setter, const char *name, struct error *error)
+{
+    char known[ERROR_TEXT_MAX / 2] = "", shown[64];
+    size_t used = 0;
+
+    for (const struct cli_row *row = setter->cli->rows; row->name && used < sizeof(known); row++)
+        if (row->scopes & setter->scope)
+            used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s",
+                                     used > 0 ? ", " : "", row->name);
+    return error_set(error, EINVAL, "'%s' is unknown here; there are: %s",
+                     error_escape(shown, sizeof(shown), name, strlen(name)), known);
+}
+
+static int set_flag(const struct parser *p, const struct cli_row *row, const char *value)
+{
+    bool *target = (bool *)((char *)p->target + row->offset);
+    char shown[64];
+
+    if (strcmp(value, "yes") != 0 && strcmp(value, "no") != 0)
+        return error_set(p->error, EINVAL, "'%s' is '%s': use yes or no", row->name,
+                         error_escape(shown, sizeof(shown), value, strlen(value)));
+    *target = *value == 'y';
+    return *target && row->after ? row->after(p->target, row, p->error) : 0;
+}
+
+int cli_set(struct cli_setter *setter, const char *name, const char *value, struct error *error)
+{
+    const struct cli_row *row = row_in_scope(setter, name);
+    struct parser p = {.cli = setter->cli, .target = setter->target, .error = error};
+    bool *seen;
+    int ret;
+
+    if (!row)
+        return unknown_setting(setter, name, error);
+    seen = &setter->seen[row - setter->cli->rows];
+    if (*seen && row->kind != CLI_LIST)
+        return error_set(error, EINVAL, "'%s' was set before: it can have one value", name);
+    *seen = true;
+    ret = row->kind == CLI_FLAG ? set_flag(&p, row, value) : apply_row(&p, row, value);
+    if (ret > 0)
+        return error_set(error, EINVAL, "'%s' cannot be '%s' in a file", name, value);
+    return ret;
 }
 
 void cli_release(const struct cli *cli, void *target)

@@ -41,6 +41,7 @@ struct cli_row {
     const char *name;     /* long name; NULL ends the table */
     char letter;          /* short name; 0: none */
     bool hidden;          /* not in the help */
+    bool file_only;       /* for configuration files, not on the command line; it is hidden too */
     bool exact;           /* its long name cannot be abbreviated, nor do others' see it */
     const char *argument; /* what the help calls its argument; NULL: it takes none */
     enum cli_kind kind;
@@ -57,6 +58,7 @@ struct cli_row {
      */
     const char *once;
     unsigned group;
+    unsigned scopes; /* where a configuration file may say it, bits of the program's; 0: nowhere */
     const char *help;
     /* Called after the target was set; 1 ends parsing there, negative errno with `error` fails. */
     int (*after)(void *target, const struct cli_row *row, struct error *error);
@@ -85,6 +87,22 @@ struct cli {
  */
 int cli_parse(const struct cli *cli, void *target, int argc, char **argv, int *ret_first,
               bool *ret_hint, struct error *error);
+
+/* For setting one by one what a part of a configuration file says; zeroed but for the first three.
+ */
+struct cli_setter {
+    const struct cli *cli;
+    void *target;
+    unsigned scope; /* one bit: rows that have it in `scopes` are known */
+    bool seen[CLI_ROWS_MAX];
+};
+
+/*
+ * Sets the option of this long name, which may not be abbreviated, in setter->target as the command
+ * line would; `value` is kept by reference.  Flags take yes or no; what is no list can be set once.
+ * Returns 0, -EINVAL or -ENOMEM with a sentence.
+ */
+int cli_set(struct cli_setter *setter, const char *name, const char *value, struct error *error);
 
 /* Frees the lists in `target`. */
 void cli_release(const struct cli *cli, void *target);

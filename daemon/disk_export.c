@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 
 /* What clients may ask about the disk besides its contents. */
 static int add_contexts(struct nbd_export *e, const struct arguments *a, struct error *error)
@@ -72,6 +73,20 @@ int disk_export_open(struct disk_export *disk, const struct arguments *arguments
     return 0;
 }
 
+int disk_exports_add(struct list *disks, const struct arguments *arguments,
+                     const struct security *security, struct nbd_exports *exports,
+                     struct error *error)
+{
+    struct disk_export *disk = calloc(1, sizeof(*disk));
+    int err;
+
+    if (!disk)
+        return error_set(error, ENOMEM, "Could not make the export: out of memory");
+    err = disk_export_open(disk, arguments, security, exports, error);
+    list_append(disks, &disk->link);
+    return err;
+}
+
 static void warn_about_probing(const struct disk_export *disk)
 {
     const struct arguments *a = disk->arguments;
@@ -111,4 +126,20 @@ int disk_export_close(struct disk_export *disk, bool served, struct error *error
     node_unref(disk->node);
     nbd_access_fini(&disk->access.rules);
     return err;
+}
+
+int disk_exports_close(struct list *disks, bool served, struct error *error)
+{
+    int first = 0;
+
+    while (!list_empty(disks)) {
+        struct disk_export *disk = list_entry(disks->next, struct disk_export, link);
+        int err = disk_export_close(disk, served, first < 0 ? NULL : error);
+
+        if (first == 0)
+            first = err;
+        list_remove(&disk->link);
+        free(disk);
+    }
+    return first;
 }

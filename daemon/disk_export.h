@@ -28,6 +28,13 @@ int disk_export_open(struct disk_export *disk, const struct arguments *arguments
                      const struct security *security, struct nbd_exports *exports,
                      struct error *error);
 
+/*
+ * The same with a new one, which is put at the end of `disks` (struct disk_export), opened or not.
+ */
+int disk_exports_add(struct list *disks, const struct arguments *arguments,
+                     const struct security *security, struct nbd_exports *exports,
+                     struct error *error);
+
 /* Tells of what the operator may not have meant. */
 void disk_export_warn(const struct disk_export *disk);
 
@@ -37,5 +44,11 @@ void disk_export_warn(const struct disk_export *disk);
  * fine.  Negative errno with a sentence when it could not be written back.
  */
 int disk_export_close(struct disk_export *disk, bool served, struct error *error);
+
+/*
+ * The same for all in the list, which is empty then.  Goes on when one could not be written back;
+ * `error` is about the first of these.
+ */
+int disk_exports_close(struct list *disks, bool served, struct error *error);
 
 #endif

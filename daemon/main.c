@@ -69,13 +69,39 @@ static int inform(const struct arguments *arguments, const char *program, struct
     return finish_output(error);
 }
 
-static int serve(const struct arguments *arguments, struct service *service, struct error *error)
+static int serve(const struct arguments *arguments, const struct config *config,
+                 struct service *service, struct error *error)
 {
     int err = 0;
 
     if (arguments->fork)
         err = daemonize_fork(&service->daemonize, error);
-    return err == 0 ? serve_run(arguments, service, error) : err;
+    return err == 0 ? serve_run(arguments, config, service, error) : err;
+}
+
+/* The command line, or the file that it names. */
+static int serve_asked(const struct arguments *arguments, struct service *service,
+                       struct error *error)
+{
+    struct config config;
+    int err;
+
+    if (!arguments->config)
+        return serve(arguments, NULL, service, error);
+    err = config_read(&config, arguments->config, error);
+    if (err == 0)
+        err = serve(arguments, &config, service, error);
+    config_fini(&config);
+    return err;
+}
+
+static int check_config(const struct arguments *arguments, struct error *error)
+{
+    struct config config;
+    int err = config_read(&config, arguments->config, error);
+
+    config_fini(&config);
+    return err;
 }
 
 static void meet_manager(struct service *service)
@@ -110,12 +136,15 @@ static int act(const struct arguments *arguments, const char *program, struct er
     case ACTION_LIST_PARTITIONS:
         err = partition_list_run(arguments, stdout, error);
         break;
+    case ACTION_CONFIG_CHECK:
+        err = check_config(arguments, error);
+        break;
     case ACTION_TLS_CHECK:
         err = tls_check_run(arguments, stdout, error);
         break;
     default:
         meet_manager(&service);
-        return serve(arguments, &service, error);
+        return serve_asked(arguments, &service, error);
     }
     return err < 0 ? err : finish_output(error);
 }

@@ -36,12 +36,14 @@
 
 struct serve {
     const struct arguments *arguments;
+    const struct config *config;    /* NULL: one export, as the command line tells */
+    const struct arguments *common; /* what holds for all exports: of one of these two */
     struct service *service;
     struct error *error;
 
     struct security security;
     struct nbd_exports exports;
-    struct disk_export disk;
+    struct list disks; /* struct disk_export */
     struct nbd_server *server;
     struct pid_file pid_file;
 
@@ -55,6 +57,11 @@ struct serve {
 
 static const int stop_signals[] = {SIGTERM, SIGINT, SIGHUP};
 
+static const char *what_is_served(const struct serve *serve)
+{
+    return serve->config ? serve->arguments->config : serve->arguments->image;
+}
+
 static const char *plural(unsigned count)
 {
     return count == 1 ? "" : "s";
@@ -64,7 +71,7 @@ static void tell_status(struct reactor_timer *timer)
 {
     const struct serve *serve = container_of(timer, struct serve, status);
 
-    notify_status(&serve->service->notify, "Serving '%s' to %u client%s", serve->arguments->image,
+    notify_status(&serve->service->notify, "Serving '%s' to %u client%s", what_is_served(serve),
                   serve->clients, plural(serve->clients));
 }
 
@@ -87,7 +94,7 @@ static void stop(struct serve *serve)
     reactor_timer_stop(&serve->status);
     notify_stopping(&serve->service->notify, "Stopping: %u client%s to finish with", serve->clients,
                     plural(serve->clients));
-    node_stop(serve->disk.node);
+    list_for_each(it, &serve->disks) node_stop(list_entry(it, struct disk_export, link)->node);
     nbd_server_stop(serve->server, DRAIN_LIMIT_NS);
 }
 
@@ -109,7 +116,7 @@ static void on_client_left(void *arg, unsigned remaining)
 {
     struct serve *serve = arg;
 
-    if (remaining > 0 || serve->arguments->persistent || serve->stopping)
+    if (remaining > 0 || serve->common->persistent || serve->stopping)
         return;
     log_info("the last client left: exiting");
     stop(serve);
@@ -120,21 +127,51 @@ static void on_stopped(void *arg)
     reactor_stop();
 }
 
-/* In a coroutine. */
-static int open_disk(void *arg)
+static int open_disk(struct serve *serve, const struct arguments *arguments)
 {
-    struct serve *serve = arg;
-
-    return disk_export_open(&serve->disk, serve->arguments, &serve->security, &serve->exports,
+    return disk_exports_add(&serve->disks, arguments, &serve->security, &serve->exports,
                             serve->error);
 }
 
+/* What the server does for its one export is done for each of many by the export. */
+static int open_configured(struct serve *serve, const struct config_part *part)
+{
+    int err = open_disk(serve, &part->arguments);
+    struct nbd_export *e;
+
+    if (err < 0) {
+        error_prefix(serve->error, "%s: ", part->where);
+        return err;
+    }
+    e = list_entry(serve->disks.prev, struct disk_export, link)->nbd_export;
+    e->clients_max = (unsigned)part->arguments.shared;
+    e->needs_tls = part->arguments.tls == TLS_USE_REQUIRE;
+    return 0;
+}
+
 /* In a coroutine. */
-static int close_disk(void *arg)
+static int open_disks(void *arg)
 {
     struct serve *serve = arg;
 
-    return disk_export_close(&serve->disk, serve->served, serve->error);
+    if (!serve->config)
+        return open_disk(serve, serve->arguments);
+    list_for_each(it, &serve->config->exports)
+    {
+        int err = open_configured(serve, list_entry(it, struct config_part, link));
+
+        if (err < 0)
+            return err;
+    }
+    return 0;
+}
+
+/* In a coroutine. */
+static int close_disks(void *arg)
+{
+    struct serve *serve = arg;
+
+    return disk_exports_close(&serve->disks, serve->served, serve->error);
 }
 
 /* Runs fn(serve) in a coroutine; its error has a text even when there is no memory to begin with.
@@ -144,7 +181,7 @@ static int in_coroutine(struct serve *serve, int (*fn)(void *arg))
     int err = reactor_run_coroutine(fn, serve);
 
     if (err < 0 && !serve->error->text[0])
-        error_set_errno(serve->error, -err, "Could not use '%s'", serve->arguments->image);
+        error_set_errno(serve->error, -err, "Could not use '%s'", what_is_served(serve));
     return err;
 }
 
@@ -169,9 +206,8 @@ static int listen_passed(struct serve *serve)
 }
 
 /* Nothing but the listening socket is made with the label. */
-static int listen_unix(struct serve *serve)
+static int listen_unix(struct serve *serve, const struct arguments *a)
 {
-    const struct arguments *a = serve->arguments;
     int err = a->selinux_label ? selinux_label_sockets(a->selinux_label, serve->error) : 0;
 
     if (err == 0)
@@ -181,9 +217,36 @@ static int listen_unix(struct serve *serve)
     return err;
 }
 
+static int listen_at(struct serve *serve, const struct arguments *a)
+{
+    if (a->socket)
+        return listen_unix(serve, a);
+    return nbd_server_listen_tcp(serve->server, a->bind, a->port, backlog(a), serve->error);
+}
+
+/* Without a listener in the file, it is as without an option on the command line. */
+static int listen_everywhere(struct serve *serve)
+{
+    if (serve->service->activation.count > 0)
+        return listen_passed(serve);
+    if (!serve->config || list_empty(&serve->config->listeners))
+        return listen_at(serve, serve->common);
+    list_for_each(it, &serve->config->listeners)
+    {
+        const struct config_part *part = list_entry(it, struct config_part, link);
+        int err = listen_at(serve, &part->arguments);
+
+        if (err < 0) {
+            error_prefix(serve->error, "%s: ", part->where);
+            return err;
+        }
+    }
+    return 0;
+}
+
 static int start_listening(struct serve *serve)
 {
-    const struct arguments *a = serve->arguments;
+    const struct arguments *a = serve->common;
     const struct nbd_server_config config = {
         .oldstyle = a->oldstyle,
         .tls = daemon_tls_table(&serve->security.tls),
@@ -200,11 +263,7 @@ static int start_listening(struct serve *serve)
     serve->server = nbd_server_new(&config, &serve->exports, &events);
     if (!serve->server)
         return error_set(serve->error, ENOMEM, "Could not make the server: out of memory");
-    if (serve->service->activation.count > 0)
-        return listen_passed(serve);
-    if (a->socket)
-        return listen_unix(serve);
-    return nbd_server_listen_tcp(serve->server, a->bind, a->port, backlog(a), serve->error);
+    return listen_everywhere(serve);
 }
 
 /* Every client takes a descriptor, and what the system lets a process have is little by default. */
@@ -232,14 +291,21 @@ static int watch_signals(struct serve *serve)
     return 0;
 }
 
+static void tell_of(const struct disk_export *disk)
+{
+    disk_export_warn(disk);
+    log_info("serving '%s' (%s, %" PRIu64 " bytes) as export '%s'", disk->arguments->image,
+             disk->node->driver->name, disk->node->size, disk->nbd_export->name);
+}
+
 static int start(struct serve *serve)
 {
     const struct arguments *a = serve->arguments;
-    int err = security_open(&serve->security, a, serve->error);
+    int err = security_open(&serve->security, serve->common, serve->error);
 
     if (err < 0)
         return err;
-    err = in_coroutine(serve, open_disk);
+    err = in_coroutine(serve, open_disks);
     if (err == 0)
         err = watch_signals(serve);
     if (err == 0)
@@ -248,12 +314,10 @@ static int start(struct serve *serve)
         err = pid_file_create(&serve->pid_file, a->pid_file, serve->error);
     if (err < 0)
         return err;
-    disk_export_warn(&serve->disk);
-    log_info("serving '%s' (%s, %" PRIu64 " bytes) as export '%s'", a->image,
-             serve->disk.node->driver->name, serve->disk.node->size, a->export_name);
+    list_for_each(it, &serve->disks) tell_of(list_entry(it, struct disk_export, link));
     err = daemonize_ready(&serve->service->daemonize, a->verbose, serve->error);
     if (err == 0)
-        notify_ready(&serve->service->notify, "Serving '%s'", a->image);
+        notify_ready(&serve->service->notify, "Serving '%s'", what_is_served(serve));
     return err;
 }
 
@@ -273,7 +337,7 @@ static int finish(struct serve *serve)
     int err;
 
     nbd_server_free(serve->server);
-    err = in_coroutine(serve, close_disk);
+    err = in_coroutine(serve, close_disks);
     security_close(&serve->security);
     pid_file_remove(&serve->pid_file);
     reactor_timer_stop(&serve->status);
@@ -283,10 +347,13 @@ static int finish(struct serve *serve)
     return err;
 }
 
-int serve_run(const struct arguments *arguments, struct service *service, struct error *error)
+int serve_run(const struct arguments *arguments, const struct config *config,
+              struct service *service, struct error *error)
 {
     struct serve serve = {
         .arguments = arguments,
+        .config = config,
+        .common = config ? &config->server : arguments,
         .service = service,
         .error = error,
         .pid_file = {.fd = -1},
@@ -298,6 +365,7 @@ int serve_run(const struct arguments *arguments, struct service *service, struct
         return start_err;
     raise_descriptor_limit();
     nbd_exports_init(&serve.exports);
+    list_init(&serve.disks);
     start_err = start(&serve);
     if (start_err == 0) {
         serve.served = true;

@@ -4,6 +4,7 @@
 #define EVNBD_DAEMON_SERVE_H
 
 #include "daemon/arguments.h"
+#include "daemon/config.h"
 #include "daemon/daemonize.h"
 #include "systemd/activation.h"
 #include "systemd/notify.h"
@@ -16,11 +17,13 @@ struct service {
 };
 
 /*
- * Serves the image, on the sockets that were passed or on one of its own, until a signal or the
- * last client ends it.  Nothing can be connected to before the image is known to be good; then who
- * started the process is told.  Returns 0, or negative errno with `error` set when serving could
- * not start or the image could not be written back at the end.
+ * Serves the image, or with `config` (else NULL) all that it tells, on the sockets that were passed
+ * or on one of its own, until a signal or the last client ends it.  Nothing can be connected to
+ * before the image is known to be good; then who started the process is told.  Returns 0, or
+ * negative errno with `error` set when serving could not start or the image could not be written
+ * back at the end.
  */
-int serve_run(const struct arguments *arguments, struct service *service, struct error *error);
+int serve_run(const struct arguments *arguments, const struct config *config,
+              struct service *service, struct error *error);
 
 #endif

@@ -213,11 +213,11 @@ def activated(passed, count=None, pid_offset=0):
 class Server:
     """
     A running evnbd. `image` and options are passed as they are; one of unix, port, passed says
-    where: the last is sockets that are passed to it (socket activation).
+    where: the last is sockets that are passed to it (socket activation). configured: a file says it.
     """
 
     def __init__(self, case, image, *options, unix=None, host=None, port=None, passed=(), export="",
-                 persistent=True, prefix=(), tls=None, **popen):
+                 persistent=True, prefix=(), tls=None, configured=False, **popen):
         self.tls = tls  # the ssl.SSLContext of its clients
         self.stem = case.path(f"server{case.number()}")
         if passed:
@@ -229,7 +229,7 @@ class Server:
         self.host, self.port, self.export = host or "127.0.0.1", port, export
         self.pid_file = self.stem + ".pid"
         where = ["-k", self.unix] if self.unix else ["-b", self.host, "-p", str(port)]
-        where = [] if passed else where
+        where = [] if passed or configured else where
         words = [*prefix, EVNBD, *where, f"--pid-file={self.pid_file}", *(["-t"] if persistent else []),
                  *(["-x", export] if export else []), *options, *([image] if image else [])]
         self.command = [str(word) for word in words]

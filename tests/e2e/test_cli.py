@@ -258,7 +258,8 @@ def test_prints(t, option):
     done = run(EVNBD, option)
     equal(done.stderr, "", "standard error")
     check(len(done.stdout.splitlines()) >= 2, done.stdout)
-    check(all(len(line) < 80 for line in done.stdout.splitlines()), "a line is too wide")
+    if option != "--list-options":  # which shells read
+        check(all(len(line) < 80 for line in done.stdout.splitlines()), "a line is too wide")
 
 
 def test_prints_trace_points(t):

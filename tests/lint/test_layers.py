@@ -34,6 +34,7 @@ HOMES = {
                       "base/buffer.c"),
     r"gnutls/.*": tuple(tree((".c", ".h"), ("tls",))),
     r"security/pam_appl\.h": ("tls/authz_pam.c",),
+    r"ini\.h": ("daemon/config.c",),
     r"selinux/.*": ("daemon/selinux.c",),
     r"zlib\.h": ("blockcore/codec.c",),
     r"zstd(_errors)?\.h": ("blockcore/codec.c",),
@@ -41,7 +42,7 @@ HOMES = {
 }
 # The C library and the kernel.
 LIBC = re.compile(
-    r"(arpa/inet|assert|ctype|dirent|dlfcn|endian|errno|fcntl|fnmatch|getopt|inttypes|limits|locale|malloc"
+    r"(arpa/inet|assert|ctype|dirent|dlfcn|endian|errno|fcntl|fnmatch|getopt|glob|inttypes|limits|locale|malloc"
     r"|netdb|netinet/(in|tcp)|poll|pthread|pwd|grp|sched|signal|stdalign|stdarg|stdatomic|stdbool|stddef"
     r"|stdint|stdio|stdlib|stdnoreturn|string|strings|termios|time|ucontext|unistd"
     r"|sys/[a-z_]+|linux/[a-z_0-9]+)\.h")
