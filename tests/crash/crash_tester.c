@@ -125,7 +125,7 @@ static bool wants(void *arg, uint64_t number)
 
     if (s->only)
         return number == s->only;
-    return s->each == 0 || prng_below(&t->choice, t->total) < t->each;
+    return t->each == 0 || prng_below(&t->choice, t->total) < t->each;
 }
 
 static bool visit(void *arg, const struct cut_state *state)
