@@ -257,10 +257,11 @@ static int drop_table(struct qcow2 *q, uint64_t l1_index)
 
     if (err < 0 || !table)
         return err;
-    err = drop_entries(q, l1_index, table, 0);
-    table_cache_put(q->l2_cache, table);
+    /* Nothing may fail any more when the entries are to be freed. */
+    err = qcow2_refcount_read(q, offset >> q->cluster_bits, &refcount);
     if (err == 0)
-        err = qcow2_refcount_read(q, offset >> q->cluster_bits, &refcount);
+        err = drop_entries(q, l1_index, table, 0);
+    table_cache_put(q->l2_cache, table);
     if (err < 0)
         return err;
     qcow2_pending_add(q, offset >> q->cluster_bits, 1);
