@@ -18,6 +18,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define STATE_MAX 64 /* bytes of the lines before the status */
+
 static int set_address(struct notify *notify, const char *name, struct error *error)
 {
     struct sockaddr_un *address = &notify->address;
@@ -123,7 +125,7 @@ static void send_message(struct notify *notify, const char *message)
 static void send_state(struct notify *notify, const char *state, const char *format, va_list args)
 {
     char status[NOTIFY_STATUS_MAX], printable[NOTIFY_STATUS_MAX];
-    char message[NOTIFY_STATUS_MAX + 64];
+    char message[STATE_MAX + sizeof("STATUS=") + NOTIFY_STATUS_MAX];
 
     vsnprintf(status, sizeof(status), format, args);
     error_printable(printable, sizeof(printable), status, strlen(status));
@@ -141,7 +143,7 @@ static void on_watchdog(struct reactor_timer *timer)
 
 void notify_ready(struct notify *notify, const char *format, ...)
 {
-    char state[64];
+    char state[STATE_MAX];
     va_list args;
 
     snprintf(state, sizeof(state), "READY=1\nMAINPID=%ld\n", (long)getpid());
