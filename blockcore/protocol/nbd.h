@@ -6,6 +6,7 @@
  *     nbd_remote.c    the connections together: which one, waiting, connecting again
  *     nbd_link.c      one connection, by libnbd
  *     nbd_options.c   names and options
+ *     nbd_trust.c     whether a server can be verified
  */
 #ifndef EVNBD_BLOCKCORE_PROTOCOL_NBD_H
 #define EVNBD_BLOCKCORE_PROTOCOL_NBD_H

@@ -16,6 +16,7 @@
 #include "base/trace.h"
 #include "base/worker.h"
 #include "blockcore/protocol/nbd.h"
+#include "blockcore/protocol/nbd_trust.h"
 
 #include <errno.h>
 #include <libnbd.h>
@@ -344,6 +345,8 @@ struct connect_call {
     struct nbd_link *link;
     const struct nbd_options *options;
     struct nbd_handle *handle;
+    struct nbd_trust trust;
+    struct error error; /* of confirm_trust() */
 };
 
 /* In a worker, whose the handle is meanwhile: what libnbd says is kept by thread. */
@@ -352,8 +355,11 @@ static int start_connecting(void *arg)
     struct connect_call *call = arg;
     const struct nbd_options *o = call->options;
     struct nbd_handle *h = call->handle;
-    int r = nbd_set_export_name(h, o->export_name);
+    int r = nbd_trust_look(&call->trust, o, &call->link->why);
 
+    if (r < 0)
+        return r;
+    r = nbd_set_export_name(h, o->export_name);
     if (r == 0)
         r = nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION);
     if (r == 0)
@@ -363,6 +369,26 @@ static int start_connecting(void *arg)
     if (r < 0)
         note_error(call->link);
     return r < 0 ? -EIO : 0;
+}
+
+/* In a worker. libnbd has read the certificates by now. */
+static int confirm_trust(void *arg)
+{
+    struct connect_call *call = arg;
+
+    return nbd_trust_confirm(&call->trust, call->options, &call->error);
+}
+
+static int confirm(struct nbd_link *link, struct connect_call *call, struct error *error)
+{
+    int err;
+
+    if (!nbd_trust_needed(link->options))
+        return 0;
+    err = co_run_in_worker(confirm_trust, call);
+    if (err < 0)
+        return error_set(error, -err, "%s", call->error.text);
+    return link->handle ? 0 : error_set(error, EIO, "%s", link->why.text);
 }
 
 /* A number that libnbd may not know. */
@@ -447,7 +473,7 @@ static int negotiate(struct nbd_link *link, int64_t deadline_ns, struct error *e
 
 int nbd_link_connect(struct nbd_link *link, int64_t deadline_ns, struct error *error)
 {
-    struct connect_call call = {link, link->options, nbd_create()};
+    struct connect_call call = {.link = link, .options = link->options, .handle = nbd_create()};
     int err;
 
     if (!call.handle)
@@ -461,6 +487,8 @@ int nbd_link_connect(struct nbd_link *link, int64_t deadline_ns, struct error *e
     }
     link->fd = -1;
     err = negotiate(link, deadline_ns, error);
+    if (err == 0)
+        err = confirm(link, &call, error);
     if (err == 0)
         err = get_info(link, error);
     if (err < 0) {

@@ -7,7 +7,9 @@
  */
 #include "base/checked.h"
 #include "base/options.h"
+#include "base/path.h"
 #include "blockcore/protocol/nbd.h"
+#include "blockcore/protocol/nbd_trust.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -213,8 +215,12 @@ static int check_tls(const struct nbd_options *o, struct error *error)
 {
     if (!o->tls)
         return o->tls_hostname ? error_set(error, EINVAL, "tls-hostname goes with tls-creds") : 0;
-    if (o->tls_psk_file || !o->verify_peer)
+    if (!nbd_trust_needed(o))
         return 0;
+    if (!o->tls_certificates)
+        return error_set(error, EINVAL,
+                         "TLS needs credentials, or the server could be anybody: tls-creds, or "
+                         "tls-certificates=DIR or tls-psk-file=FILE in the URI");
     if (o->path)
         return error_set(error, ENOTSUP,
                          "the certificate of a server behind a Unix socket cannot be verified: use "
@@ -268,6 +274,29 @@ static int find_credentials(struct nbd_options *o, const struct block_context *c
     return use_credentials(o, &tls, error);
 }
 
+/* The process may change its directory before it connects again. */
+static int make_absolute(char **path, struct error *error)
+{
+    char *absolute = *path ? path_absolute(*path) : NULL;
+
+    if (*path && !absolute)
+        return error_set(error, ENOENT, "cannot find out the current directory, for '%s'", *path);
+    free(*path);
+    *path = absolute;
+    return 0;
+}
+
+static int take_tls(struct nbd_options *o, const struct block_context *context, struct error *error)
+{
+    int err = find_credentials(o, context, error);
+
+    if (err == 0)
+        err = check_tls(o, error);
+    if (err == 0)
+        err = make_absolute(&o->tls_certificates, error);
+    return err < 0 ? err : make_absolute(&o->tls_psk_file, error);
+}
+
 /* ---- All together ---- */
 
 static int take_name(struct nbd_options *o, struct error *error)
@@ -301,9 +330,7 @@ int nbd_options_take(struct nbd_options *options, struct node_open *open, struct
         err = check_address(o, error);
     if (err == 0)
         err = check_numbers(o, error);
-    if (err == 0)
-        err = find_credentials(o, open->context, error);
-    return err < 0 ? err : check_tls(o, error);
+    return err < 0 ? err : take_tls(o, open->context, error);
 }
 
 void nbd_options_fini(struct nbd_options *options)

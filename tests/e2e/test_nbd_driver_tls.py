@@ -3,8 +3,11 @@
 """Disks of NBD servers over TLS, by certificates and by pre-shared keys."""
 import os
 
-from evnbd_test import KIB, MIB, cases, content, free_port, main, read_file, refused, same_bytes
+from evnbd_test import (KIB, MIB, cases, content, equal, free_port, main, read_file, refused, same_bytes, wait_for,
+                        write_file)
+from nbd_raw import CMD_READ, EIO
 from nbd_servers import need_driver
+from test_process import Background
 from tls_pki import Pki, need_tls, psk_file
 
 
@@ -94,6 +97,46 @@ def test_wrong_server(t, what):
             says=["cannot open|Failed to open", "nbds://localhost", "certificate"])
     front = t.serve(None, *x509_object(client, "sanity-check=off", "verify-peer=off"), "--image-opts", where)
     front.stop()
+
+
+@cases("no-directory", "empty-directory", "a-file", "ca-is-a-directory", "relative", "none")
+def test_no_ca(t, what):
+    """Nobody is believed to be the server where there is no certificate to verify it by."""
+    _, _, server = serve_x509(t)
+    folder = t.path("trust")
+    if what == "a-file":
+        write_file(folder, b"no directory")
+    elif what != "no-directory":
+        os.makedirs(os.path.join(folder, "ca-cert.pem" if what == "ca-is-a-directory" else ""))
+    where = {"relative": "?tls-certificates=no/such/directory", "none": ""}.get(what, f"?tls-certificates={folder}")
+    refused(t, f"nbds://localhost:{server.port}/{where}", "-f", "raw",
+            says=["TLS needs credentials" if what == "none" else "cannot be verified.*ca-cert.pem"])
+
+
+@cases("impostor", "ca-vanishes", "same-server")
+def test_server_is_verified_again(t, what):
+    """--fork leaves the directory; a later server at the address has to prove itself all the same."""
+    lines = ("tls_www_server", "signing_key", 'dns_name = "localhost"')
+    disk = disk_of(t)
+    pki, other = Pki(t), Pki(t, "other")
+    client, port = pki.folder("client"), free_port()
+    words = ("-f", "raw", "-e", "8")
+    server = t.serve(disk, *words, f"--tls-certificates={pki.folder(lines=lines)}", port=port)
+    where = f"nbds://localhost:{port}/?tls-certificates={os.path.basename(client)}"
+    front = Background(t, where, "-t", "-v", "-f", "raw", cwd=os.path.dirname(client))
+    with front.client() as peer:
+        same_bytes(peer.read(0, KIB), read_file(disk)[:KIB], "the disk")
+        server.stop()
+        if what == "ca-vanishes":
+            os.unlink(os.path.join(client, "ca-cert.pem"))
+        signer = other if what == "impostor" else pki
+        t.serve(disk, *words, f"--tls-certificates={signer.folder(lines=lines)}", port=port)
+        expected = {"impostor": "certificate verification", "ca-vanishes": "cannot be verified", "same-server": "again"}[what]
+        wait_for(lambda: expected in front.log.split("is lost", 1)[-1], "a word about the new server")
+        if what == "same-server":
+            same_bytes(peer.read(0, KIB), read_file(disk)[:KIB], "the disk")
+        else:
+            equal(peer.command(CMD_READ, 0, KIB), EIO, "a read of an unknown server")
 
 
 def test_what_cannot_be_done(t):
