@@ -37,7 +37,7 @@ def apply(model, size):
     model.extend(bytes(size - len(model)))
 
 
-@cases(*((layout, seed) for layout in LAYOUTS for seed in (1, 2)))
+@cases(*((layout, seed) for layout in LAYOUTS for seed in (1, 2)), sanitized=lambda layout, seed: seed == 1)
 def test_both_resize(t, layout, seed):
     rng = random.Random(seed)
     image, model = t.path("a.qcow2"), bytearray(3 * MIB)
