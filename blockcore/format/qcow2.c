@@ -64,7 +64,10 @@ static int reserve_l1(struct qcow2 *q)
     uint64_t bytes = (uint64_t)q->header.l1_size * 8;
     int err = bytes > 0 ? block_reserve(q->file, q->header.l1_offset, bytes) : 0;
 
-    return err == -EOPNOTSUPP ? qcow2_l1_rewrite(q) : err;
+    if (err == -EOPNOTSUPP)
+        err = qcow2_l1_rewrite(q);
+    q->l1_room = err == 0;
+    return err;
 }
 
 /*
@@ -74,10 +77,8 @@ static int reserve_l1(struct qcow2 *q)
 static int get_write_ready(struct qcow2 *q)
 {
     uint64_t kept = q->header.has_bitmaps ? QCOW2_AUTOCLEAR_BITMAPS : 0;
-    int err = reserve_l1(q);
+    int err = qcow2_bitmaps_begin(q);
 
-    if (err == 0)
-        err = qcow2_bitmaps_begin(q);
     kept = q->header.autoclear & (kept | qcow2_autoclear_kept(q));
     if (err == 0 && q->header.autoclear != kept)
         err = qcow2_patch_header(q, QCOW2_AT_AUTOCLEAR, kept);
@@ -92,9 +93,13 @@ static int get_write_ready(struct qcow2 *q)
 /* Writing back may have found that the image is corrupt. */
 static int begin(struct qcow2 *q)
 {
+    int err = 0;
+
     if (q->corrupt)
         return -EIO;
-    return q->write_ready ? 0 : get_write_ready(q);
+    if (!q->l1_room)
+        err = reserve_l1(q);
+    return err == 0 && !q->write_ready ? get_write_ready(q) : err;
 }
 
 int qcow2_begin_change(struct qcow2 *q)

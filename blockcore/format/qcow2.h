@@ -138,6 +138,7 @@ struct qcow2 {
 
     /* The header names no autoclear feature that we do not know, and bitmaps are marked in_use. */
     bool write_ready;
+    bool l1_room; /* the whole L1 table has room on the disk */
     bool corrupt;       /* changes are refused */
     bool broken_logged; /* something broken was logged; the rest is not */
 };

@@ -27,6 +27,9 @@ NOT_RUN = {
     "evnbd --list 'nbds://alice@server.example.com": "asks another machine",
     "evnbd -f raw nbd://storage.example.com": "asks another machine",
     "evnbd --image-opts driver=qcow2,file.filename=changes.qcow2": "asks another machine",
+    "[listen local]": "a file; test_config.py checks it",
+    "[server]": "a file; test_config.py checks it",
+    "name = value": "a pattern",
     "systemd-socket-activate ": "waits for a client; test_process.py passes sockets",
 }
 

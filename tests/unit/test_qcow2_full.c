@@ -233,18 +233,18 @@ static int run_sparse(void *arg)
     return 0;
 }
 
-/* Clusters of 64 KiB: of L2 table and refcount block, only the first blocks are on the disk. */
-static void tables_with_holes(void **state)
+static void fill_sparse_image(unsigned cluster_bits)
 {
     for (uint64_t blocks = 24; blocks < 90; blocks += 3) {
         struct qcow2_image image = {
-            .version = 3, .cluster_bits = 16, .order = 4, .size = CLUSTERS * CLUSTER};
+            .version = 3, .cluster_bits = cluster_bits, .order = 4, .size = CLUSTERS * CLUSTER};
 
         sim_disk_install(
             &(struct sim_disk_config){.seed = test_seed(), .capacity = blocks * CONTENT_BLOCK});
         memset(&stage, 0, sizeof(stage));
         qcow2_image_start(&image);
-        qcow2_image_data(&image, 0, 0x11);
+        for (uint64_t i = 0; i << cluster_bits < UINT64_C(16) * CLUSTER; i++)
+            qcow2_image_data(&image, i, 0x11);
         memset(stage.acked, 0x11, 16);
         qcow2_image_finish(&image);
         stage_store(&image);
@@ -256,6 +256,18 @@ static void tables_with_holes(void **state)
     }
 }
 
+/* Clusters of 64 KiB: of L2 table and refcount block, only the first blocks are on the disk. */
+static void tables_with_holes(void **state)
+{
+    fill_sparse_image(16);
+}
+
+/* Clusters of 512 bytes: the second half of the L1 table is a block of its own. */
+static void an_l1_table_with_a_hole(void **state)
+{
+    fill_sparse_image(9);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -264,6 +276,7 @@ int main(void)
         cmocka_unit_test(what_was_freed_is_used_at_once),
         cmocka_unit_test(what_was_freed_is_used_by_compressed_data),
         cmocka_unit_test(tables_with_holes),
+        cmocka_unit_test(an_l1_table_with_a_hole),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
