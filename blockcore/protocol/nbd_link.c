@@ -35,12 +35,15 @@
 /* What libnbd said last, without the name of its function. */
 static void note_error(struct nbd_link *link)
 {
-    const char *text = nbd_get_error(), *colon;
+    const char *text = nbd_get_error(), *colon, *hint = "";
 
     if (!text)
         text = "the connection was closed";
     colon = strncmp(text, "nbd_", 4) == 0 ? strstr(text, ": ") : NULL;
-    error_set(&link->why, EIO, "%s", colon ? colon + 2 : text);
+    if (strstr(text, "certificate verification"))
+        hint = "; perhaps the server's certificate is not of the CA that is trusted here, has "
+               "expired, or is for another name";
+    error_set(&link->why, EIO, "%s%s", colon ? colon + 2 : text, hint);
 }
 
 /* ---- Waiting for the link itself ---- */
