@@ -79,6 +79,11 @@ static void read_chain(struct look *look, struct tls_chain *chain, const struct 
 
 /* ---- Certificates ---- */
 
+static time_t now_seconds(void)
+{
+    return (time_t)(sys->realtime_ns() / INT64_C(1000000000));
+}
+
 static const char *date_of(time_t at, char out[32])
 {
     struct tm tm;
@@ -110,6 +115,8 @@ static void describe(struct look *look, const struct tls_chain *chain)
     unsigned bits = 0;
     int algorithm = gnutls_x509_crt_get_pk_algorithm(first, &bits);
 
+    if (end < now_seconds()) /* which tls_chains_check() tells as a problem */
+        return;
     say(look, true, "%s '%s' is of '%s', issued by '%s', with a key %s of %u bits, good until %s",
         chain->file->label, chain->file->path, name_of(first, name, sizeof(name)),
         issuer_of(first, issuer, sizeof(issuer)),
@@ -118,7 +125,7 @@ static void describe(struct look *look, const struct tls_chain *chain)
 
 static void check_soon(struct look *look, const struct tls_chain *chain)
 {
-    const time_t now = (time_t)(sys->realtime_ns() / INT64_C(1000000000));
+    const time_t now = now_seconds();
     const time_t end = gnutls_x509_crt_get_expiration_time(chain->certificates[0]);
 
     if (end > now && end - now < DAYS_SOON * DAY_SECONDS)
@@ -157,6 +164,24 @@ static void check_chain(struct look *look, const struct tls_chain *chain)
     check_soon(look, chain);
     for (unsigned i = 0; i < chain->count; i++)
         check_strength(look, chain, i);
+}
+
+/* RFC 5280 allows it when there are alternative names; not all programs do. */
+static void check_subject(struct look *look)
+{
+    const struct tls_chain *own = &look->own;
+    char name[256];
+    size_t size = sizeof(name);
+
+    if (own->count == 0)
+        return;
+    if (gnutls_x509_crt_get_dn(own->certificates[0], name, &size) ==
+        GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE)
+        say(look, false,
+            "%s '%s' has an empty subject, which QEMU and its tools refuse: make it with a common "
+            "name (cn = \"%s\" in the template of certtool)",
+            own->file->label, own->file->path,
+            look->config->endpoint == TLS_SERVER ? "HOST" : "NAME");
 }
 
 static void check_hostname(struct look *look, const char *hostname)
@@ -235,7 +260,7 @@ static void check_key(struct look *look)
 
 static void check_revoked(struct look *look, gnutls_x509_crl_t *lists, unsigned count)
 {
-    const time_t now = (time_t)(sys->realtime_ns() / INT64_C(1000000000));
+    const time_t now = now_seconds();
     const char *path = look->files[TLS_FILE_CRL].path;
     char day[32];
 
@@ -294,6 +319,7 @@ static void check_x509(struct look *look, const char *hostname)
     tls_chains_check(&look->own, &look->ca, look->config->endpoint, &look->problems);
     check_key(look);
     check_crl(look);
+    check_subject(look);
     check_hostname(look, hostname);
     say_who_is_let_in(look);
 }
@@ -312,7 +338,7 @@ static void check_psk(struct look *look)
         tell(look->check, false, error.text);
         return;
     }
-    say(look, true, "there are pre-shared keys of %zu users in '%s'", table.count, file->path);
+    say(look, true, "pre-shared keys in '%s': %zu", file->path, table.count);
     for (size_t i = 0; i < table.count; i++) {
         if (table.keys[i].length < PSK_BYTES_SAFE)
             say(look, false,

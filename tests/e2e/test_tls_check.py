@@ -135,6 +135,18 @@ def test_good_certificates(t):
     says(problems, "is not for 'other.example'")
 
 
+def test_expired_is_not_called_good(t):
+    good, _ = look(f"--tls-certificates={Pki(t).folder(dates=PAST)}", status=1)
+    check(not any("server-cert.pem' is of" in line for line in good), good)
+
+
+def test_empty_subject(t):
+    """QEMU's clients want a name, though the alternative ones are what counts."""
+    _, problems = look(f"--tls-certificates={Pki(t).folder(name='')}", status=1)
+    says(problems, "server-cert.pem' has an empty subject, which QEMU")
+    equal(len(problems), 1, f"problems {problems}")
+
+
 def test_objects(t):
     pki = Pki(t)
     folder = pki.folder()
@@ -163,7 +175,7 @@ def test_bad_keys(t, text, problem):
 
 def test_keys(t):
     path = psk_file(t, alice=KEY, bob=KEY)
-    says(look(f"--tls-psk={path}", status=0)[0], "there are pre-shared keys of 2 users")
+    says(look(f"--tls-psk={path}", status=0)[0], "pre-shared keys in '.*': 2")
     os.chmod(path, 0o604)
     says(look(f"--tls-psk={path}", status=1)[1], "open to other users \\(mode 604\\)")
     os.remove(path)

@@ -54,7 +54,7 @@ class Pki:
         """A certificate of the CA for the key; `lines` of certtool's template."""
         run("certtool", "--generate-certificate", "--load-privkey", key, "--load-ca-certificate", self.ca,
             "--load-ca-privkey", self.ca_key, "--outfile", out,
-            "--template", self.template([f'cn = "{name}"', *lines]))
+            "--template", self.template([*([f'cn = "{name}"'] if name else []), *lines]))
 
     def folder(self, role="server", lines=None, name=None, key=None, folder=None, dates=("expiration_days = 5",)):
         """A directory with the credentials of a server or client."""
@@ -68,7 +68,7 @@ class Pki:
         if lines is None:
             lines = (f"tls_www_{role}", "signing_key", 'dns_name = "localhost"', 'ip_address = "127.0.0.1"')
         self.issue(made, os.path.join(folder, f"{role}-cert.pem"), *lines, *dates,
-                   name=name or ("localhost" if role == "server" else "test client"))
+                   name=("localhost" if role == "server" else "test client") if name is None else name)
         return folder
 
     def revoke(self, folder, certificate):
