@@ -73,6 +73,11 @@ static int check_tls_sources(const struct arguments *a, struct error *error)
         return error_set(error, EINVAL,
                          "--tls-creds, --tls-certificates and --tls-psk cannot be used together: "
                          "clients are either verified by certificates or by keys");
+    if (a->tls_certificates && !a->tls_certificates[0])
+        return error_set(error, EINVAL,
+                         "--tls-certificates is empty: it is the directory of the certificates");
+    if (a->tls_psk && !a->tls_psk[0])
+        return error_set(error, EINVAL, "--tls-psk is empty: it is the file of the keys");
     if (a->tls_verify_peer && !a->tls_certificates)
         return error_set(error, EINVAL, "--tls-verify-peer needs --tls-certificates");
     return 0;

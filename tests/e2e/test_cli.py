@@ -30,6 +30,8 @@ REFUSED = {
                   "'--selinux-label' '--shared'", True),
     "needless-value": (["--fork=1", "{image}"], "option '--fork' doesn't allow an argument", True),
     "control-bytes": (["--\x1b[31m", "{image}"], "unrecognized option '--\\x1b[31m'", True),
+    "tls-certificates-empty": (["--tls-certificates=", "{image}"], "--tls-certificates is empty", False),
+    "tls-psk-empty": (["--tls-psk=", "{image}"], "--tls-psk is empty", False),
     "help-with-value": (["--help=x"], "option '--help' doesn't allow an argument", True),
     **{f"missing-value-{name}": (["{image}", option], text, True) for name, option, text in [
         ("p", "-p", "option requires an argument -- 'p'"),
