@@ -58,8 +58,9 @@ static const char *describe(void *arg, const struct stream *stream, char *out, s
     char name[120];
 
     if (identity->name[0])
+        /* A name with its own backslashes, to be used in rules as it is shown. */
         snprintf(out, out_size, "TLS %s, as '%s'", identity->session,
-                 error_escape(name, sizeof(name), identity->name, strlen(identity->name)));
+                 error_printable(name, sizeof(name), identity->name, strlen(identity->name)));
     else
         snprintf(out, out_size, "TLS %s", identity->session);
     return out;

@@ -347,7 +347,7 @@ char *nbd_identity_describe(const struct nbd_identity *identity, char *out, size
     describe_socket(identity, socket, sizeof(socket));
     if (identity->name)
         snprintf(out, out_size, "%s, %s '%s'", socket, proofs[identity->proof],
-                 error_escape(name, sizeof(name), identity->name, strlen(identity->name)));
+                 error_printable(name, sizeof(name), identity->name, strlen(identity->name)));
     else
         snprintf(out, out_size, "%s, %s", socket, proofs[NBD_PROOF_NONE]);
     return out;

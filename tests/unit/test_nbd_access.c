@@ -262,7 +262,8 @@ static void test_sockets(void **state)
 
 static void test_describe(void **state)
 {
-    struct nbd_identity mapped = from("::ffff:192.0.2.1"), certificate = with_certificate("CN='x");
+    struct nbd_identity mapped = from("::ffff:192.0.2.1"),
+                        certificate = with_certificate("O=A\\, B,CN='\nx");
     char text[200];
 
     assert_string_equal(nbd_identity_describe(&local, text, sizeof(text)),
@@ -270,7 +271,7 @@ static void test_describe(void **state)
     assert_string_equal(nbd_identity_describe(&mapped, text, sizeof(text)),
                         "address 192.0.2.1, no TLS identity");
     assert_string_equal(nbd_identity_describe(&certificate, text, sizeof(text)),
-                        "address 192.0.2.1, certificate 'CN=\\'x'");
+                        "address 192.0.2.1, certificate 'O=A\\, B,CN='\\x0ax'");
     assert_string_equal(nbd_identity_describe(&unknown, text, sizeof(text)),
                         "of unknown origin, no TLS identity");
     assert_int_equal(strlen(nbd_identity_describe(&certificate, text, 5)), 4);
