@@ -62,11 +62,27 @@ static bool reads_zero(struct node *node, uint64_t offset, uint64_t length)
            (status.flags & STATUS_ZERO);
 }
 
+/* Bitmaps tell of writes, whether or not these changed anything. */
+static int only_track(struct node *node, uint64_t offset, uint64_t length)
+{
+    struct range_lock lock;
+    int err;
+
+    if (!node->tracks_changes)
+        return 0;
+    lock_for_change(node, &lock, offset, length);
+    err = track_change(node, offset, length);
+    range_unlock(&node->locks, &lock);
+    return err;
+}
+
 /* A part of a cluster: as data, unless there is nothing to do. */
 static int zero_part(struct node *node, uint64_t offset, uint64_t length, bool allocate)
 {
-    if (length == 0 || (!allocate && reads_zero(node, offset, length)))
+    if (length == 0)
         return 0;
+    if (!allocate && reads_zero(node, offset, length))
+        return only_track(node, offset, length);
     return write_zero_data(node, offset, length);
 }
 

@@ -8,6 +8,7 @@ import struct
 
 from evnbd_test import (KIB, MIB, SANITIZED, cases, check, digest, ended, equal, main, need, qemu_img,
                         qemu_img_check, qemu_io, read_file, refused, run, wait_for)
+from nbd_raw import CMD_WRITE_ZEROES
 from qcow2_file import Qcow2File
 from test_contexts import extents_of, qemu_nbd
 from test_qcow2_check import TOOL, our_check, set_refcount, tool
@@ -88,6 +89,20 @@ def test_qemu_reads_what_we_record(t, cluster, granularity):
     equal(our_map(t, image, "off"), [[SIZE, 0]], "a disabled bitmap")
     qemu_img_check(image)
     equal(our_check(image, status=0)["leaks"], 0, "leaks")
+
+
+def test_zeroes_where_there_are_zeroes_are_recorded(t):
+    image = create(t)
+    tool("bitmap-add", image, "ours", 64 * KIB, "enabled")
+    with t.serve(image, "-f", "qcow2").client() as client:
+        client.command(CMD_WRITE_ZEROES, MIB, 4 * KIB)
+        client.command(CMD_WRITE_ZEROES, 2 * MIB, 128 * KIB)
+    t.stop_servers()
+    ours = our_map(t, image, "ours")
+    tool("bitmap-remove", image, "ours")
+    qemu_img("bitmap", "--add", "-g", 64 * KIB, image, "theirs")
+    qemu_io(image, "write -z 1M 4k", "write -z 2M 128k")
+    equal(ours, our_map(t, image, "theirs"), "what is dirty")
 
 
 @cases((512, 4 * KIB), (4 * KIB, 512), (64 * KIB, 64 * KIB), (64 * KIB, 512), (2 * MIB, 8 * MIB),
