@@ -542,7 +542,9 @@ int node_open_backing(struct node *node, struct node_open *open, const char *nam
                       const char *format, struct error *error)
 {
     json_t *given = json_object_get(open->options, "backing"), *file;
-    int err;
+    /* Only by this policy, a name can be options, which say the format themselves. */
+    bool may_be_options = open->context->names.kind == NAMES_ANY;
+    int err = 0;
 
     if (given) {
         /* The key=value form has no null: an empty name stands for it. */
@@ -557,14 +559,18 @@ int node_open_backing(struct node *node, struct node_open *open, const char *nam
     }
     if (!name)
         return 0;
-    err = name_policy_tree(open->context, node, "backing file", name, length, &file, error);
+    if (!may_be_options)
+        err = backing_format(node, open, format, &format, error);
+    if (err == 0)
+        err = name_policy_tree(open->context, node, "backing file", name, length, &file, error);
     if (err < 0)
         return err;
     if (is_image_tree(open->context, file)) {
         open->backing = file;
         return 0;
     }
-    err = backing_format(node, open, format, &format, error);
+    if (may_be_options)
+        err = backing_format(node, open, format, &format, error);
     if (err < 0) {
         json_decref(file);
         return err;
