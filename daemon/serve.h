@@ -4,7 +4,7 @@
 #define EVNBD_DAEMON_SERVE_H
 
 #include "daemon/arguments.h"
-#include "daemon/config.h"
+#include "daemon/config_file.h"
 #include "daemon/daemonize.h"
 #include "systemd/activation.h"
 #include "systemd/notify.h"

@@ -34,7 +34,7 @@ HOMES = {
                       "base/buffer.c"),
     r"gnutls/.*": tuple(tree((".c", ".h"), ("tls",))),
     r"security/pam_appl\.h": ("tls/authz_pam.c",),
-    r"ini\.h": ("daemon/config.c",),
+    r"ini\.h": ("daemon/config_file.c",),
     r"selinux/.*": ("daemon/selinux.c",),
     r"zlib\.h": ("blockcore/codec.c",),
     r"zstd(_errors)?\.h": ("blockcore/codec.c",),

@@ -3,8 +3,8 @@
  * The configuration file: many exports and listeners in one server.  Its settings are the options
  * of the command line, by their long names; evnbd.conf(5) tells what there is.
  */
-#ifndef EVNBD_DAEMON_CONFIG_H
-#define EVNBD_DAEMON_CONFIG_H
+#ifndef EVNBD_DAEMON_CONFIG_FILE_H
+#define EVNBD_DAEMON_CONFIG_FILE_H
 
 #include "base/list.h"
 #include "daemon/arguments.h"

@@ -4,7 +4,7 @@
  * the number of the line is known here when it calls back, and so that what it would cut or join
  * (long lines, long titles, a section that is opened a second time) is refused instead.
  */
-#include "daemon/config.h"
+#include "daemon/config_file.h"
 
 #include "base/checked.h"
 #include "base/file_read.h"
