@@ -26,7 +26,8 @@
 #define PIECE_BYTES_MAX (UINT64_C(4) << 30)
 #define PIECES_WANTED 1024
 
-typedef int piece_function(struct node *node, uint64_t offset, uint64_t length, unsigned flags);
+/* Does what the job wants for a part of its range. 0 or negative errno. */
+typedef int piece_function(struct nbd_job *job, uint64_t offset, uint64_t length);
 
 /* A first part of a range of `left` bytes. The last one is no scrap, which could not be fast. */
 static uint64_t cut_piece(uint64_t offset, uint64_t left, uint64_t size)
@@ -42,39 +43,6 @@ static uint64_t next_size(uint64_t size, int64_t took_ns, uint64_t most)
     if (took_ns < PIECE_NS)
         return min_u64(2 * size, most);
     return took_ns > 4 * PIECE_NS && size > PIECE_BYTES ? size / 2 : size;
-}
-
-/* Runs it for `length` bytes of the request's range. -ESHUTDOWN: it was given up in between. */
-static int in_pieces(struct nbd_job *job, uint64_t length, piece_function *run, unsigned flags)
-{
-    struct nbd_connection *c = job->connection;
-    struct node *node = c->nbd_export->node;
-    uint64_t at = job->request.offset, end = at + length, size = PIECE_BYTES;
-    uint64_t most = length / PIECES_WANTED;
-    struct nbd_slice slice;
-    int r = 0;
-
-    if (most < PIECE_BYTES_MAX)
-        most = PIECE_BYTES_MAX;
-    nbd_slice_begin(&slice);
-    while (at < end && r == 0) {
-        uint64_t n = cut_piece(at, end - at, size);
-        int64_t began = sys->monotonic_ns();
-
-        if (nbd_connection_gives_up(c))
-            return -ESHUTDOWN;
-        r = run(node, at, n, flags & ~(unsigned)BLOCK_FUA);
-        at += n;
-        size = next_size(size, sys->monotonic_ns() - began, most);
-        nbd_slice_step(&slice);
-    }
-    return r == 0 && flags & BLOCK_FUA ? block_flush(node) : r;
-}
-
-static int prefetch_piece(struct node *node, uint64_t offset, uint64_t length, unsigned flags)
-{
-    (void)flags;
-    return block_prefetch(node, offset, length);
 }
 
 static unsigned write_flags(const struct nbd_job *job)
@@ -94,11 +62,15 @@ static unsigned zero_flags(const struct nbd_job *job)
     return flags;
 }
 
-static int run_write(struct nbd_job *job)
+static struct node *node_of(const struct nbd_job *job)
+{
+    return job->connection->nbd_export->node;
+}
+
+static int write_piece(struct nbd_job *job, uint64_t offset, uint64_t length)
 {
     const struct nbd_export *e = job->connection->nbd_export;
-    uint64_t offset = job->request.offset + job->written;
-    const struct iovec iov = {job->buffer, job->received};
+    const struct iovec iov = {job->buffer, length};
 
     if (e->detect_zeroes)
         return block_writev_detecting(e->node, &iov, 1, offset,
@@ -107,24 +79,29 @@ static int run_write(struct nbd_job *job)
     return block_writev(e->node, &iov, 1, offset, write_flags(job));
 }
 
-static int run_change(struct nbd_job *job)
+/* Of TRIM and WRITE_ZEROES, one flush behind the last piece makes up for FUA. */
+static int discard_piece(struct nbd_job *job, uint64_t offset, uint64_t length)
 {
-    switch (job->request.command) {
-    case NBD_CMD_WRITE:
-        return run_write(job);
-    case NBD_CMD_TRIM:
-        return in_pieces(job, job->request.length, block_discard, write_flags(job));
-    default: /* WRITE_ZEROES */
-        return in_pieces(job, job->request.length, block_zero, zero_flags(job));
-    }
+    return block_discard(node_of(job), offset, length, 0);
 }
 
-/* What the first bytes of the disk would be after the job's change. 0 or negative errno. */
-static int preview(const struct nbd_job *job, uint8_t *bytes, size_t size)
+static int zero_piece(struct nbd_job *job, uint64_t offset, uint64_t length)
+{
+    return block_zero(node_of(job), offset, length, zero_flags(job) & ~(unsigned)BLOCK_FUA);
+}
+
+static int prefetch_piece(struct nbd_job *job, uint64_t offset, uint64_t length)
+{
+    return block_prefetch(node_of(job), offset, length);
+}
+
+/* What the first bytes of the disk would be after that change. 0 or negative errno. */
+static int preview(const struct nbd_job *job, uint64_t offset, uint64_t length, uint8_t *bytes,
+                   size_t size)
 {
     const struct nbd_export *e = job->connection->nbd_export;
-    uint64_t at = e->header_offset + job->request.offset + job->written;
-    size_t n = min_u64(job->buffer ? job->received : job->request.length, size - at);
+    uint64_t at = e->header_offset + offset;
+    size_t n = min_u64(length, size - at);
     int r = block_read(e->header_node, bytes, size, 0);
 
     if (r < 0)
@@ -137,7 +114,7 @@ static int preview(const struct nbd_job *job, uint8_t *bytes, size_t size)
 }
 
 /* -EPERM when the change would make the disk look like an image format, see run_protected(). */
-static int check_header(const struct nbd_job *job)
+static int check_header(const struct nbd_job *job, uint64_t offset, uint64_t length)
 {
     const struct nbd_export *e = job->connection->nbd_export;
     size_t size = min_u64(PROBE_BYTES, e->header_node->size);
@@ -147,44 +124,95 @@ static int check_header(const struct nbd_job *job)
 
     if (!bytes)
         return -ENOMEM;
-    r = preview(job, bytes, size);
+    r = preview(job, offset, length, bytes, size);
     if (r == 0 && probe_shows_format(e->probe_drivers, &probe))
         r = -EPERM;
     buffer_put(bytes, PROBE_BYTES);
     return r;
 }
 
+/* A write has come with its data, and is done whoever is still there. */
+static bool given_up(const struct nbd_job *job)
+{
+    return job->request.command != NBD_CMD_WRITE && nbd_connection_gives_up(job->connection);
+}
+
 /*
  * The disk was taken for raw because its first bytes show no format.  A client must not be able to
  * change that: the next open would follow a header, and backing files, that the client wrote.
- * Changes are checked one at a time, or two halves of a header would pass side by side.
+ * Changes are checked one at a time, or two halves of a header would pass side by side.  While one
+ * waits for its turn, its client may have left.
  */
-static int run_protected(struct nbd_job *job)
+static int run_protected(struct nbd_job *job, uint64_t offset, uint64_t length, piece_function *run)
 {
     struct nbd_export *e = job->connection->nbd_export;
     int r;
 
     co_mutex_lock(&e->header_mutex);
-    r = check_header(job);
+    r = given_up(job) ? -ESHUTDOWN : check_header(job, offset, length);
     if (r == 0)
-        r = run_change(job);
+        r = run(job, offset, length);
     co_mutex_unlock(&e->header_mutex);
     return r;
+}
+
+/* Only the piece with the probed bytes waits for others: the rest of a long range may take hours.
+ */
+static int run_piece(struct nbd_job *job, uint64_t offset, uint64_t length, piece_function *run)
+{
+    const struct nbd_export *e = job->connection->nbd_export;
+
+    if (given_up(job))
+        return -ESHUTDOWN;
+    if (run != prefetch_piece && e->header_node && e->header_offset + offset < PROBE_BYTES)
+        return run_protected(job, offset, length, run);
+    return run(job, offset, length);
+}
+
+/* Runs it for `length` bytes of the request's range. -ESHUTDOWN: it was given up in between. */
+static int in_pieces(struct nbd_job *job, uint64_t length, piece_function *run)
+{
+    uint64_t at = job->request.offset, end = at + length, size = PIECE_BYTES;
+    uint64_t most = length / PIECES_WANTED;
+    struct nbd_slice slice;
+    int r = 0;
+
+    if (most < PIECE_BYTES_MAX)
+        most = PIECE_BYTES_MAX;
+    nbd_slice_begin(&slice);
+    while (at < end && r == 0) {
+        uint64_t n = cut_piece(at, end - at, size);
+        int64_t began = sys->monotonic_ns();
+
+        r = run_piece(job, at, n, run);
+        at += n;
+        size = next_size(size, sys->monotonic_ns() - began, most);
+        nbd_slice_step(&slice);
+    }
+    return r;
+}
+
+static int change_in_pieces(struct nbd_job *job, piece_function *run)
+{
+    int r = in_pieces(job, job->request.length, run);
+
+    return r == 0 && write_flags(job) & BLOCK_FUA ? block_flush(node_of(job)) : r;
 }
 
 int nbd_command_run(struct nbd_job *job)
 {
     const struct nbd_request *request = &job->request;
-    const struct nbd_export *e = job->connection->nbd_export;
 
     switch (request->command) {
     case NBD_CMD_FLUSH:
-        return block_flush(e->node);
+        return block_flush(node_of(job));
     case NBD_CMD_CACHE:
-        return in_pieces(job, min_u64(request->length, NBD_CACHE_AT_ONCE), prefetch_piece, 0);
-    default:
-        if (e->header_node && e->header_offset + request->offset + job->written < PROBE_BYTES)
-            return run_protected(job);
-        return run_change(job);
+        return in_pieces(job, min_u64(request->length, NBD_CACHE_AT_ONCE), prefetch_piece);
+    case NBD_CMD_WRITE:
+        return run_piece(job, request->offset + job->written, job->received, write_piece);
+    case NBD_CMD_TRIM:
+        return change_in_pieces(job, discard_piece);
+    default: /* WRITE_ZEROES */
+        return change_in_pieces(job, zero_piece);
     }
 }

@@ -168,12 +168,84 @@ static void test_stop_limit(void **state)
     sim_clock_remove();
 }
 
+/* The disk is taken for raw, and its first bytes are protected. */
+static void start_protected(struct rig *rig, struct client *c)
+{
+    rig_init(rig, &huge);
+    rig->nbd_export->header_node = rig->nbd_export->node;
+    rig->nbd_export->probe_drivers = ram_drivers;
+    client_enter(c, rig);
+    rig->disk.slow = true;
+}
+
+/* Only its first piece keeps others from the first bytes. */
+static void test_protected_header(void **state)
+{
+    struct rig rig;
+    struct client c;
+
+    start_protected(&rig, &c);
+    client_request(&c, NBD_CMD_WRITE_ZEROES, 0, 1, 0, GIB);
+    for (int i = 0; i < 2; i++) { /* the look at the header, and the first piece */
+        rig_pump();
+        assert_int_equal(rig.disk.waiting_count, 1);
+        ram_disk_release_all(&rig.disk);
+    }
+    rig_pump();
+    assert_int_equal(rig.disk.zeroes, 2);
+    client_request(&c, NBD_CMD_TRIM, 0, 2, 0, 4096);
+    for (int i = 0; i < 2; i++) {
+        rig_pump();
+        assert_int_equal(rig.disk.waiting_count, 2);
+        ram_disk_release(&rig.disk, 1);
+    }
+    client_expect(&c, 2, NBD_SUCCESS);
+    assert_int_equal(rig.disk.zeroes, 2);
+    rig.disk.slow = false;
+    ram_disk_release_all(&rig.disk);
+    client_expect(&c, 1, NBD_SUCCESS);
+    client_free(&c);
+    rig_fini(&rig);
+}
+
+/* Those that wait for their turn at the first bytes do nothing more when they are given up. */
+static void test_protected_stop(void **state)
+{
+    struct rig rig;
+    struct client c;
+    unsigned errors = 0;
+
+    sim_clock_install();
+    start_protected(&rig, &c);
+    for (uint64_t i = 0; i < 3; i++)
+        client_request(&c, NBD_CMD_TRIM, 0, i, 0, GIB);
+    rig_pump();
+    nbd_server_stop(rig.server, RIG_LIMIT_NS);
+    rig_pump();
+    sim_clock_advance(2 * SECOND);
+    rig_pump();
+    rig.disk.slow = false;
+    ram_disk_release_all(&rig.disk);
+    for (int i = 0; i < 3; i++) {
+        uint64_t cookie;
+
+        errors += client_reply(&c, &cookie, NULL, 0) == NBD_ESHUTDOWN;
+    }
+    assert_int_equal(errors, 3);
+    assert_int_equal(rig.disk.reads, 1);
+    assert_int_equal(pieces(&rig), 1);
+    client_free(&c);
+    rig_fini(&rig);
+    sim_clock_remove();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole),      cmocka_unit_test(test_client_leaves),
-        cmocka_unit_test(test_cache),      cmocka_unit_test(test_stop),
-        cmocka_unit_test(test_stop_limit),
+        cmocka_unit_test(test_whole),          cmocka_unit_test(test_client_leaves),
+        cmocka_unit_test(test_cache),          cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_stop_limit),     cmocka_unit_test(test_protected_header),
+        cmocka_unit_test(test_protected_stop),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
