@@ -13,6 +13,8 @@
 #include "nbd/reply.h"
 #include "nbd/slice.h"
 
+#include <errno.h>
+
 /* Questions for one context; there are many when neighbors merge. */
 #define STEPS_MAX 65536
 /* What has been collected in this time is sent. */
@@ -52,7 +54,10 @@ static bool add(struct collection *found, const struct nbd_extent *next)
     return true;
 }
 
-/* Collects what a context tells of the range. An error behind the first extent is for later. */
+/*
+ * Collects what a context tells of the range.  An error behind the first extent is for later.
+ * -ESHUTDOWN: nobody waits for it any more.
+ */
 static int collect(struct nbd_job *job, unsigned context, struct nbd_slice *slice,
                    struct collection *found)
 {
@@ -61,10 +66,13 @@ static int collect(struct nbd_job *job, unsigned context, struct nbd_slice *slic
     int64_t limit = sys->monotonic_ns() + COLLECT_NS;
 
     found->count = 0;
-    for (unsigned step = 0; at < end && step < STEPS_MAX && !c->dead; step++) {
+    for (unsigned step = 0; at < end && step < STEPS_MAX; step++) {
         struct nbd_extent next;
-        int r = nbd_context_next(c->nbd_export, context, at, end - at, &next);
+        int r;
 
+        if (nbd_connection_gives_up(c))
+            return -ESHUTDOWN;
+        r = nbd_context_next(c->nbd_export, context, at, end - at, &next);
         if (r < 0)
             return found->count > 0 ? 0 : r;
         if (!add(found, &next) || sys->monotonic_ns() > limit)

@@ -303,6 +303,39 @@ static void test_slices(void **state)
     sys = inner;
 }
 
+/* Of a hundred that wait for each other, those that a stop finds after a second are given up. */
+static void test_stop(void **state)
+{
+    enum { REQUESTS = 100 };
+    const uint64_t size = UINT64_C(1) << 40;
+    const struct rig_options options = {
+        .size = size, .pattern = true, .layout = "dh", .unit = PAGE};
+    unsigned given_up = 0;
+    struct exchange x;
+    struct rig rig;
+    struct client c;
+
+    start_ticking(100000);
+    rig_init(&rig, &options);
+    client_enter_mode(&c, &rig, NBD_MODE_EXTENDED, "base:allocation");
+    exchange_init(&x, NBD_MODE_EXTENDED);
+    for (uint64_t i = 0; i < REQUESTS; i++)
+        client_ask(&c, &x,
+                   &(struct nbd_request){
+                       .command = NBD_CMD_BLOCK_STATUS, .cookie = i, .length = size, .contexts = 1},
+                   NULL, 0);
+    rig_pump();
+    nbd_server_stop(rig.server, 100 * RIG_LIMIT_NS);
+    client_await(&c, &x);
+    for (size_t i = 0; i < REQUESTS; i++)
+        given_up += x.answers[i].error == NBD_ESHUTDOWN;
+    assert_in_range(given_up, REQUESTS / 2, REQUESTS);
+    exchange_free(&x);
+    client_free(&c);
+    rig_fini(&rig);
+    sys = inner;
+}
+
 /* A client that has reset its connection is not worked for any more. */
 static void test_gone_in_the_middle(void **state)
 {
@@ -391,6 +424,7 @@ int main(void)
         cmocka_unit_test(test_a_million_extents),
         cmocka_unit_test(test_merging_without_end),
         cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_stop),
         cmocka_unit_test(test_gone_in_the_middle),
         cmocka_unit_test(test_deaf_client),
     };
