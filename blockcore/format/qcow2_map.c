@@ -16,6 +16,9 @@
 #include <inttypes.h>
 #include <string.h>
 
+/* Entries of the L1 table that a call looks at; block_get_status() makes some hundred calls. */
+#define ABSENT_ENTRIES_MAX 256
+
 /* An L2 table as map sees it. */
 struct view {
     struct qcow2 *q;
@@ -137,13 +140,17 @@ static int describe(const struct view *view, uint64_t in_cluster, struct extent 
                                qcow2_l2_text(q, view->entries, text));
 }
 
-/* No L2 table: nothing here, and perhaps in the next ranges. */
+/*
+ * No L2 table: nothing here, and perhaps in the next ranges.  A table of small clusters has
+ * millions of entries: a call looks at some, and who wants more asks again.
+ */
 static int map_absent(struct qcow2 *q, uint64_t offset, uint64_t length, struct extent *ret)
 {
     unsigned range_bits = q->cluster_bits + q->l2_bits;
-    uint64_t next = (offset >> range_bits) + 1;
+    uint64_t first = offset >> range_bits, next = first + 1;
+    uint64_t end = min_u64(q->header.l1_size, first + ABSENT_ENTRIES_MAX);
 
-    while (next < q->header.l1_size && (next << range_bits) - offset < length && q->l1[next] == 0)
+    while (next < end && (next << range_bits) - offset < length && q->l1[next] == 0)
         next++;
     *ret = (struct extent){
         .kind = EXTENT_ABSENT,

@@ -98,6 +98,38 @@ static void maps_and_merges(void **state)
     play(3, 0, plan_two_tables, act_map);
 }
 
+static void plan_many_tables(struct qcow2_image *image)
+{
+    image->size = 10000 * 2 * MIB;
+    image->l1_size = 10000;
+    image->l1_offset = qcow2_image_add(image, 20);
+    qcow2_image_data(image, 9999 * 512, 9);
+}
+
+/* A call looks at some of the tables that are not there; the extents meet, and those above merge.
+ */
+static int act_map_absent(struct node *node)
+{
+    uint64_t at = 5, end = 9999 * 2 * MIB;
+    struct block_status status;
+    struct extent e;
+
+    while (at < end) {
+        assert_int_equal(node->driver->map(node, at, node->size - at, &e), 0);
+        assert_int_equal(e.kind, EXTENT_ABSENT);
+        assert_in_range(e.length, 1, min_u64(256 * 2 * MIB, end - at));
+        at += e.length;
+    }
+    assert_int_equal(block_get_status(node, 5, node->size - 5, &status), 0);
+    assert_int_equal(status.length, end - 5);
+    return 0;
+}
+
+static void looks_at_some_tables(void **state)
+{
+    play(3, 0, plan_many_tables, act_map_absent);
+}
+
 struct timed_read {
     struct reactor_timer timer;
     struct node *node;
@@ -588,7 +620,7 @@ int main(void)
         cmocka_unit_test(writes_no_metadata_in_place),  cmocka_unit_test(version_2_drops_entries),
         cmocka_unit_test(clears_autoclear_lazily),      cmocka_unit_test(rounds_the_size_down),
         cmocka_unit_test(data_past_the_end_reads_zero), cmocka_unit_test(knows_itself),
-        cmocka_unit_test(reads_through_to_backing),
+        cmocka_unit_test(reads_through_to_backing),     cmocka_unit_test(looks_at_some_tables),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
