@@ -8,6 +8,7 @@
  */
 #include "nbd/inquiry.h"
 
+#include "base/coroutine.h"
 #include "base/reactor.h"
 #include "base/stream.h"
 #include "base/sys.h"
@@ -34,11 +35,18 @@ struct session {
     uint8_t input[2 * NBD_CLIENT_INPUT_MAX];
 };
 
+/* For no events: lets others go first. */
 static int await(const struct session *s, unsigned events)
 {
     int64_t left = nbd_time_left(s->deadline_ns);
-    int r = left != 0 ? co_wait_fd(s->stream->fd, events, left) : -ETIMEDOUT;
+    int r = 0;
 
+    if (left == 0)
+        return -ETIMEDOUT;
+    if (events != 0)
+        r = co_wait_fd(s->stream->fd, events, left);
+    else
+        coroutine_yield();
     return r < 0 ? r : 0;
 }
 

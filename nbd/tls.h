@@ -17,8 +17,8 @@ struct nbd_tls {
     struct stream *(*start)(void *arg, struct stream *inner);
     /*
      * Goes on with the handshake of such a stream.  0: done, and the peer may come in.  -EAGAIN:
-     * call again when the descriptor is ready for *ret_wait (REACTOR_READ, REACTOR_WRITE), or (0,
-     * for a server) a little later.  Else: failed, with a sentence.
+     * call again when the descriptor is ready for *ret_wait (REACTOR_READ, REACTOR_WRITE), or (0)
+     * a little later.  Else: failed, with a sentence.
      */
     int (*handshake)(void *arg, struct stream *stream, unsigned *ret_wait, struct error *error);
     /* After the handshake: who it is, and how the session is protected, for the log. */

@@ -46,6 +46,8 @@
 #define HANDSHAKE_BYTES_MAX (32 * 1024)
 /* Warnings of the peer that are passed over in one call. */
 #define WARNINGS_MAX 4
+/* Records with parts of a message of the handshake that are read in one call. */
+#define CALL_PARTS 64
 
 struct tls_buffer {
     uint8_t *data; /* NULL: empty */
@@ -436,25 +438,48 @@ static int handshake_failed(struct tls_stream *ts, int r, struct error *error)
     }
 }
 
-/* 0: done. -EAGAIN: in *ret_wait what for. */
+static bool is_again(int r)
+{
+    return r == GNUTLS_E_AGAIN || r == GNUTLS_E_INTERRUPTED;
+}
+
+/*
+ * Goes on as far as what has come goes.  GnuTLS wants to be called again after each record that
+ * does not end a message, also when the next one is in `in` already, where no descriptor tells of
+ * it.
+ */
+static int shake(struct tls_stream *ts)
+{
+    int r = GNUTLS_E_AGAIN, warnings = 0;
+
+    for (int i = 0; i < CALL_PARTS && !ts->established; i++) {
+        r = gnutls_handshake(ts->session);
+        ts->established = r == 0;
+        if (gnutls_error_is_fatal(r) || (is_again(r) && !tls_pending(&ts->stream)))
+            return r;
+        if (r != 0 && !is_again(r) && ++warnings == WARNINGS_MAX)
+            return r;
+    }
+    return ts->established ? 0 : GNUTLS_E_AGAIN;
+}
+
+/* 0: done. -EAGAIN: in *ret_wait what for; 0: for another turn. */
 static int advance_handshake(struct tls_stream *ts, unsigned *ret_wait, struct error *error)
 {
     int r = 0, err;
 
     ts->records_left = ts->wire_left = SIZE_MAX;
-    for (int i = 0; i < WARNINGS_MAX && !ts->established; i++) {
-        r = gnutls_handshake(ts->session);
-        ts->established = r == 0;
-        if (r == GNUTLS_E_AGAIN || r == GNUTLS_E_INTERRUPTED || gnutls_error_is_fatal(r))
-            break;
-    }
-    if (!ts->established && r != GNUTLS_E_AGAIN && r != GNUTLS_E_INTERRUPTED)
+    if (!ts->established)
+        r = shake(ts);
+    if (r != 0 && !is_again(r))
         return handshake_failed(ts, r, error);
     err = flush(ts, false);
     if (err < 0 && err != -EAGAIN)
         return error_set_errno(error, -err, "cannot send");
-    *ret_wait = err < 0 ? REACTOR_WRITE : REACTOR_READ;
-    return ts->established && err == 0 ? 0 : -EAGAIN;
+    if (err == 0 && ts->established)
+        return 0;
+    *ret_wait = err < 0 ? REACTOR_WRITE : tls_pending(&ts->stream) ? 0 : REACTOR_READ;
+    return -EAGAIN;
 }
 
 static bool begin_session(struct tls_stream *ts)
