@@ -2,8 +2,9 @@
 /*
  * Checking and repairing images.
  *
- * Any open node can be checked.  To repair, open it with NODE_REPAIR: then nobody writes to the
- * node, but its file is writable.  After a repair the node is stale: close it, and open it again.
+ * Any open node can be checked.  Opened with NODE_CHECK, so can images that are too broken to be
+ * used; nothing is read from such a node.  To repair, open it with NODE_REPAIR: the same, and its
+ * file is writable.  After a repair the node is stale: close it, and open it again.
  */
 #ifndef EVNBD_BLOCKCORE_CHECK_H
 #define EVNBD_BLOCKCORE_CHECK_H

@@ -37,6 +37,7 @@ enum {
     NODE_NO_DATA = 1 << 7,     /* only metadata is looked at: encrypted images need no key */
     NODE_FORCE_SHARE = 1 << 8, /* read-only: the image locks let others write */
     NODE_TEMPORARY = 1 << 9,   /* nobody sees what was written after it is closed */
+    NODE_CHECK = 1 << 10,      /* for block_check only: also what is too broken to be used */
 };
 
 /* What becomes of zeroes that clients write as data; for who writes to the node. */

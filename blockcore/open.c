@@ -411,7 +411,8 @@ int node_open_file(struct node *node, struct node_open *open, unsigned perm, uns
 {
     struct node_open child = {
         .context = open->context,
-        .flags = open->flags & ~(unsigned)NODE_NO_DATA, /* metadata of the node above is in it */
+        /* Metadata of the node above is in it. */
+        .flags = open->flags & ~(unsigned)(NODE_NO_DATA | NODE_CHECK),
         .depth = open->depth,
         .file_depth = open->file_depth + 1,
         .parent = node,
@@ -482,7 +483,7 @@ int node_open_child(struct node *node, struct node_open *open, const char *key, 
 {
     struct node_open child = {
         .context = open->context,
-        .flags = node->flags & ~(unsigned)NODE_REPAIR,
+        .flags = node->flags & ~(unsigned)(NODE_CHECK | NODE_REPAIR),
         .depth = open->depth,
         .file_depth = open->file_depth + 1,
         .parent = node,

@@ -94,6 +94,38 @@ static int count_snapshot(struct qcow2_check *c, const uint8_t *entry, uint32_t 
     return err < 0 ? err : 0;
 }
 
+/*
+ * The file ends before entry `index` of the snapshot table: the snapshots from there on are lost,
+ * and a repair forgets them.
+ */
+static int cut_snapshots(struct qcow2_check *c, uint32_t index)
+{
+    struct qcow2_header *h = c->header;
+    bool fix = qcow2_check_fixes(c);
+    uint8_t data[12];
+    int err = 0;
+
+    if (fix) {
+        put_be32(data, index);
+        put_be64(data + 4, index > 0 ? h->snapshots_offset : 0);
+        err = block_write(c->file, data, sizeof(data), QCOW2_AT_SNAPSHOTS, 0);
+        if (err == 0)
+            err = block_flush(c->file);
+    }
+    if (err < 0)
+        return err;
+    qcow2_check_corruption(c, fix,
+                           "the snapshot table at offset %" PRIu64 " is beyond the end of the file",
+                           h->snapshots_offset);
+    for (uint32_t i = index; i < h->snapshots; i++)
+        qcow2_check_corruption(c, fix, "snapshot %" PRIu32 " has no table entry in the file", i);
+    if (fix)
+        h->snapshots = index;
+    else
+        c->incomplete = true;
+    return 0;
+}
+
 static int count_snapshots(struct qcow2_check *c, struct check_l1 *l1s, size_t *count)
 {
     uint64_t start = c->header->snapshots_offset, offset = start;
@@ -103,6 +135,10 @@ static int count_snapshots(struct qcow2_check *c, struct check_l1 *l1s, size_t *
     for (uint32_t i = 0; i < c->header->snapshots && err == 0; i++) {
         uint32_t extra;
 
+        if (!range_within(offset, sizeof(entry), c->file_size)) {
+            err = cut_snapshots(c, i);
+            break;
+        }
         if (!read_bytes(c, entry, sizeof(entry), offset, "snapshot table"))
             break;
         extra = get_be32(entry + 36);
@@ -123,20 +159,44 @@ static int count_snapshots(struct qcow2_check *c, struct check_l1 *l1s, size_t *
     return err < 0 ? err : 0;
 }
 
+/* Whether there is a refcount table; without one nothing is lost but what can be counted. */
+static bool has_reftable(struct qcow2_check *c, size_t bytes)
+{
+    uint64_t offset = c->header->reftable_offset;
+
+    if (bytes == 0) {
+        qcow2_check_say(c, "the image has no refcount table");
+        c->rebuild = true;
+        return false;
+    }
+    if (offset >> QCOW2_HOST_BITS || qcow2_check_beyond(c, offset, bytes)) {
+        qcow2_check_for_rebuild(
+            c, "the refcount table at offset %" PRIu64 " is beyond the end of the file", offset);
+        return false;
+    }
+    return true;
+}
+
 static int load_reftable(struct qcow2_check *c)
 {
     size_t bytes = (size_t)c->header->reftable_clusters << c->cluster_bits;
-    int err = count_table(c, c->header->reftable_offset, bytes, "refcount table");
+    uint64_t offset = c->header->reftable_offset;
+    int err;
 
+    if (!has_reftable(c, bytes))
+        return 0;
+    err = count_table(c, offset, bytes, "refcount table");
     if (err < 0)
         return err;
     c->rebuild |= err > 0;
     c->reftable_entries = bytes / 8;
-    c->reftable = malloc(bytes);
+    c->reftable = calloc(c->reftable_entries, 8);
     c->block_states = calloc(c->reftable_entries, 1);
     if (!c->reftable || !c->block_states)
         return -ENOMEM;
-    if (block_read(c->file, c->reftable, bytes, c->header->reftable_offset) < 0) {
+    /* What the file lacks of its last cluster is zero. */
+    bytes = min_u64(bytes, c->file_size - min_u64(offset, c->file_size));
+    if (block_read(c->file, c->reftable, bytes, offset) < 0) {
         qcow2_check_unknown(c, "the refcount table cannot be read");
         c->reftable_entries = 0;
     }

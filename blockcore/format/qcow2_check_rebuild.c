@@ -23,6 +23,8 @@ static void forget_old(struct qcow2_check *c)
 {
     uint64_t first = c->header->reftable_offset >> c->cluster_bits;
 
+    if (c->reftable_entries == 0) /* where it should be, there may be other things */
+        return;
     for (uint64_t i = 0; i < c->header->reftable_clusters; i++) {
         if (qcow2_counts_marks(&c->counts, first + i) & COUNT_FIXED)
             qcow2_counts_clear(&c->counts, first + i);

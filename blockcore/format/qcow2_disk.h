@@ -145,8 +145,11 @@ struct qcow2_extension_place {
 bool qcow2_header_find_extension(const void *data, size_t length, const struct qcow2_header *header,
                                  uint32_t type, struct qcow2_extension_place *ret);
 
-/* Checks that the tables that the header names lie within the file. */
-int qcow2_header_check_layout(const struct qcow2_header *header, uint64_t file_size,
+/*
+ * Checks that there is a refcount table, and that the tables that the header names lie within the
+ * file, of `file_size` bytes.  `for_check`: but for those that a repair can make anew or drop.
+ */
+int qcow2_header_check_layout(const struct qcow2_header *header, uint64_t file_size, bool for_check,
                               struct error *error);
 
 /* Whether L2 entries have a second word, the bitmaps of their subclusters. */

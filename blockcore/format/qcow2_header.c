@@ -100,8 +100,6 @@ static int check_reftable(const struct qcow2_header *h, struct error *error)
 {
     if (h->reftable_offset == 0)
         return bad_field(error, "refcount table offset", 0, "behind the first cluster");
-    if (h->reftable_clusters == 0)
-        return bad_field(error, "refcount table length", 0, "at least 1 cluster");
     if (h->reftable_clusters > QCOW2_REFTABLE_BYTES_MAX >> h->cluster_bits)
         return bad_field(error, "refcount table length", h->reftable_clusters,
                          "at most 8 MiB in clusters");
@@ -458,23 +456,27 @@ int qcow2_header_check_features(const struct qcow2_header *header, const void *d
     return err;
 }
 
-int qcow2_header_check_layout(const struct qcow2_header *header, uint64_t file_size,
+int qcow2_header_check_layout(const struct qcow2_header *header, uint64_t file_size, bool for_check,
                               struct error *error)
 {
     const struct {
         const char *name;
         uint64_t offset, length;
+        bool repairable;
     } tables[] = {
-        {"L1 table", header->l1_offset, (uint64_t)header->l1_size * 8},
+        {"L1 table", header->l1_offset, (uint64_t)header->l1_size * 8, false},
         {"refcount table", header->reftable_offset,
-         (uint64_t)header->reftable_clusters << header->cluster_bits},
+         (uint64_t)header->reftable_clusters << header->cluster_bits, true},
         {"snapshot table", header->snapshots_offset,
-         (uint64_t)header->snapshots * QCOW2_SNAPSHOT_FIXED},
-        {"LUKS header", header->crypto_offset, header->crypto_length},
+         (uint64_t)header->snapshots * QCOW2_SNAPSHOT_FIXED, true},
+        {"LUKS header", header->crypto_offset, header->crypto_length, false},
     };
 
+    if (header->reftable_clusters == 0 && !for_check)
+        return bad_field(error, "refcount table length", 0, "at least 1 cluster");
     for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
-        if (tables[i].length > 0 && !range_within(tables[i].offset, tables[i].length, file_size))
+        if (tables[i].length > 0 && !(for_check && tables[i].repairable) &&
+            !range_within(tables[i].offset, tables[i].length, file_size))
             return error_set(error, EINVAL,
                              "the %s is %" PRIu64 " bytes at offset %" PRIu64
                              ", beyond the end of the file (%" PRIu64 " bytes)",

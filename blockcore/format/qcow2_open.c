@@ -43,6 +43,12 @@ static int open_file(struct node *node, struct node_open *open, struct error *er
                           error);
 }
 
+/* Only to be checked: what a repair can set right is no reason to refuse the image. */
+static bool for_check(const struct qcow2 *q)
+{
+    return q->node->flags & (NODE_CHECK | NODE_REPAIR);
+}
+
 /* The header's fixed fields, from the first bytes of the file. */
 static int read_fixed(struct qcow2 *q, struct error *error)
 {
@@ -88,7 +94,7 @@ static int read_header(struct qcow2 *q, uint8_t **ret, size_t *ret_length, struc
     if (err == 0)
         err = qcow2_header_check_features(&q->header, *ret, *ret_length, writable, error);
     if (err == 0)
-        err = qcow2_header_check_layout(&q->header, q->file->size, error);
+        err = qcow2_header_check_layout(&q->header, q->file->size, for_check(q), error);
     if (err == 0 && q->header.compression_type == QCOW2_COMPRESSION_ZSTD &&
         !codec_available(CODEC_ZSTD))
         err = error_set(error, ENOTSUP,
@@ -189,7 +195,7 @@ static int open_tables(struct qcow2 *q, struct error *error)
     size_t count;
     int err = load_l1(q, error);
 
-    if (err < 0)
+    if (err < 0 || for_check(q))
         return err;
     err = qcow2_guard_collect(q, &ranges, &count, error);
     if (err == 0 && node_writable(q->node))

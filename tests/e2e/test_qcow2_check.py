@@ -191,6 +191,23 @@ def block_zeroed(file):
     file.data[at:at + file.cluster_size] = bytes(file.cluster_size)
 
 
+def reftable_beyond(file):
+    file.set("reftable_offset", 1 << 30)
+
+
+def reftable_partly_beyond(file):
+    """It would cover all tables of the image."""
+    file.set("reftable_offset", 0x1000).set("reftable_clusters", 2048)
+
+
+def reftable_empty(file):
+    file.set("reftable_clusters", 0)
+
+
+def snapshots_beyond(file):
+    file.set("snapshots", 2).set("snapshots_offset", 1 << 30)
+
+
 def dirty(file):
     file.set("incompatible", file.get("incompatible") | 1)
 
@@ -214,8 +231,9 @@ DAMAGES = (
     (l1_beyond, SAME, ONE_TABLE), (l1_unaligned, CLOSE, ONE_TABLE), (l1_reserved, SAME, WHOLE),
     (l1_on_l1, CLOSE, ONE_TABLE), (block_missing, SAME, WHOLE), (block_beyond, SAME, WHOLE),
     (block_unaligned, CLOSE, WHOLE), (block_reserved, CLOSE, WHOLE), (block_on_l2, CLOSE, WHOLE),
-    (block_twice, CLOSE, WHOLE), (block_zeroed, SAME, WHOLE), (dirty, SAME, WHOLE),
-    (corrupt, SAME, WHOLE),
+    (block_twice, CLOSE, WHOLE), (block_zeroed, SAME, WHOLE), (reftable_beyond, SAME, WHOLE),
+    (reftable_partly_beyond, CLOSE, WHOLE), (reftable_empty, SAME, WHOLE), (snapshots_beyond, CLOSE, WHOLE),
+    (dirty, SAME, WHOLE), (corrupt, SAME, WHOLE),
 )
 
 
@@ -327,7 +345,8 @@ def test_lost_refcounts(t, compat, cluster, refcount_bits):
 
 
 def test_damaged_with_snapshots(t):
-    for number, damage in enumerate((refcount_too_low, data_beyond, copied_lacks, block_missing)):
+    for number, damage in enumerate((refcount_too_low, data_beyond, copied_lacks, block_missing,
+                                     reftable_beyond, snapshots_beyond)):
         image = make_image(t, name=f"{number}.qcow2", snapshots=3)
         wanted = guest(t, image)
         file = Qcow2File(image)

@@ -160,7 +160,8 @@ static int check(const char *filename, unsigned fix, struct error *error)
     unsigned findings = 0;
     struct block_check check = {.fix = fix, .report = report, .report_arg = &findings};
     struct node *node;
-    int err = open_image(filename, NODE_NO_DATA | (fix ? NODE_REPAIR : 0), false, &node, error);
+    int err =
+        open_image(filename, NODE_NO_DATA | (fix ? NODE_REPAIR : NODE_CHECK), false, &node, error);
 
     if (err < 0)
         return err;

@@ -45,7 +45,7 @@ static int judge(const uint8_t *data, size_t length, bool writable, struct error
     if (err == 0)
         err = qcow2_header_check_features(&h, data, length, writable, error);
     if (err == 0)
-        err = qcow2_header_check_layout(&h, FILE_SIZE, error);
+        err = qcow2_header_check_layout(&h, FILE_SIZE, false, error);
     return err;
 }
 
