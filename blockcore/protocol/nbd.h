@@ -74,7 +74,8 @@ struct nbd_command {
     enum nbd_operation operation;
     void *buffer;
     uint64_t offset, length;
-    unsigned flags; /* ZERO: ZERO_MAY_UNMAP, ZERO_FAST */
+    unsigned flags;    /* ZERO: ZERO_MAY_UNMAP, ZERO_FAST */
+    uint64_t received; /* READ: bytes of data and holes */
     /* STATUS: the first part of the range, 0 bytes when the server told nothing of use. */
     uint64_t extent_length;
     bool extent_zero;

@@ -222,6 +222,23 @@ static void on_timeout(struct reactor_timer *timer)
         watch_time(link);
 }
 
+/*
+ * A part of what is read; within libnbd, which does not look whether the parts are the whole.  They
+ * may not overlap.
+ */
+static int on_chunk(void *arg, const void *data, size_t length, uint64_t offset, unsigned status,
+                    int *error)
+{
+    struct nbd_command *command = arg;
+
+    (void)data;
+    (void)offset;
+    (void)error;
+    if (status == LIBNBD_READ_DATA || status == LIBNBD_READ_HOLE)
+        command->received += length;
+    return 0;
+}
+
 /* The answer; within libnbd. */
 static int on_completed(void *arg, int *error)
 {
@@ -234,6 +251,8 @@ static int on_completed(void *arg, int *error)
         link->condemned = true;
         err = -ENOTCONN;
     }
+    if (err == 0 && command->operation == NBD_OP_READ && command->received != command->length)
+        err = -EIO;
     end_command(command, err);
     return 1;
 }
@@ -267,11 +286,12 @@ static uint32_t zero_flags(const struct nbd_command *command)
 static int64_t hand_over(struct nbd_handle *h, struct nbd_command *c)
 {
     const nbd_completion_callback completed = {.callback = on_completed, .user_data = c};
+    const nbd_chunk_callback chunk = {.callback = on_chunk, .user_data = c};
     const nbd_extent_callback extents = {.callback = on_extents, .user_data = c};
 
     switch (c->operation) {
     case NBD_OP_READ:
-        return nbd_aio_pread(h, c->buffer, c->length, c->offset, completed, 0);
+        return nbd_aio_pread_structured(h, c->buffer, c->length, c->offset, chunk, completed, 0);
     case NBD_OP_WRITE:
         return nbd_aio_pwrite(h, c->buffer, c->length, c->offset, completed, 0);
     case NBD_OP_FLUSH:
@@ -317,7 +337,7 @@ int nbd_link_run(struct nbd_link *link, struct nbd_command *command)
 {
     command->link = link;
     command->done = false;
-    command->extent_length = 0;
+    command->extent_length = command->received = 0;
     command->list = (struct list){0};
     command->waiter = coroutine_self();
     list_append(&link->queued, &command->list);

@@ -10,8 +10,10 @@ import time
 
 from evnbd_test import (HELPERS, KIB, MIB, SANITIZED, cases, check, content, equal, main, need, qemu_img,
                         qemu_img_check, read_file, refused, run, same_bytes, skip, wait_for)
-from nbd_raw import (CMD_FLUSH, CMD_READ, CMD_WRITE, EIO, IHAVEOPT, INFO_BLOCK_SIZE, INFO_EXPORT, NBDMAGIC,
-                     OPT_GO, REP_ACK, REP_INFO, SIMPLE_REPLY_MAGIC)
+from nbd_raw import (CHUNK_DATA, CHUNK_DONE, CHUNK_HOLE, CHUNK_NONE, CHUNK_STATUS, CMD_BLOCK_STATUS, CMD_FLUSH,
+                     CMD_READ, CMD_WRITE, EIO, IHAVEOPT, INFO_BLOCK_SIZE, INFO_EXPORT, NBDMAGIC, OPT_GO,
+                     OPT_SET_META, OPT_STRUCTURED_REPLY, REP_ACK, REP_INFO, REP_META, SIMPLE_REPLY_MAGIC,
+                     STRUCTURED_REPLY_MAGIC)
 from nbd_servers import nbdkit, need_driver, qemu_nbd
 
 SIZE = 3 * MIB
@@ -196,12 +198,16 @@ def test_errors_are_passed_on(t):
 
 # ---- A server that does what it should not ----
 
+CONTEXT = struct.pack(">I", 7)
+
+
 class Fake:
     """A server in this process: one function of the connection after the handshake."""
 
-    def __init__(self, t, talk, size=MIB, flags=0x1, blocks=None, info=True):
+    def __init__(self, t, talk, size=MIB, flags=0x1, blocks=None, info=True, structured=False):
         self.unix = t.path(f"fake{t.number()}.sock")
         self.talk, self.size, self.flags, self.blocks, self.info = talk, size, flags, blocks, info
+        self.structured = structured
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.unix)
         self.listener.listen(16)
@@ -227,6 +233,11 @@ class Fake:
         while True:
             _, option, length = struct.unpack(">QII", connection.recv(16, socket.MSG_WAITALL))
             connection.recv(length, socket.MSG_WAITALL)
+            if self.structured and option == OPT_SET_META:
+                self.reply(connection, option, REP_META, CONTEXT + b"base:allocation")
+            if self.structured and option in (OPT_STRUCTURED_REPLY, OPT_SET_META):
+                self.reply(connection, option, REP_ACK)
+                continue
             if option != OPT_GO:
                 self.reply(connection, option, (1 << 31) + 1)
                 continue
@@ -283,6 +294,56 @@ def test_hostile(t, name, delay):
         for _ in range(3):
             equal(client.command(CMD_READ, 0, 4 * KIB), EIO, "a read")
     front.stop()
+
+
+def chunk(connection, cookie, kind, payload=b"", flags=CHUNK_DONE):
+    connection.sendall(struct.pack(">IHHQI", STRUCTURED_REPLY_MAGIC, flags, kind, cookie, len(payload)) + payload)
+
+
+def chunk_server(t, read, status):
+    """A server of structured replies: what it sends to a READ, and the extents that it tells of a range."""
+    def talk(connection):
+        while True:
+            _, _, command, cookie, offset, length = request(connection)
+            if command == CMD_READ:
+                for kind, payload in read(offset, length):
+                    chunk(connection, cookie, kind, payload, 0)
+                chunk(connection, cookie, CHUNK_NONE)
+            elif command == CMD_BLOCK_STATUS:
+                chunk(connection, cookie, CHUNK_STATUS, CONTEXT + status(offset, length))
+            else:
+                return
+    return Fake(t, talk, structured=True)
+
+
+def data_chunk(offset, length):
+    return CHUNK_DATA, struct.pack(">Q", offset) + b"D" * length
+
+
+def hole_chunk(offset, length):
+    return CHUNK_HOLE, struct.pack(">QI", offset, length)
+
+
+PARTS = {
+    "whole": (lambda at, n: [data_chunk(at, n)], 0),
+    "data-and-hole": (lambda at, n: [hole_chunk(at + n // 2, n - n // 2), data_chunk(at, n // 2)], 0),
+    "nothing": (lambda at, n: [], EIO),
+    "half": (lambda at, n: [data_chunk(at, n // 2)], EIO),
+    "half-hole": (lambda at, n: [hole_chunk(at, n // 2)], EIO),
+    "all-but-a-byte": (lambda at, n: [data_chunk(at, 1), data_chunk(at + 2, n - 2)], EIO),
+    "overlap": (lambda at, n: [data_chunk(at, n), data_chunk(at, 1)], EIO),
+}
+
+
+@cases(*PARTS)
+def test_parts_of_a_read(t, name):
+    """A read of which the server leaves something out is an error, not zeroes."""
+    need_driver(t)
+    read, error = PARTS[name]
+    server = chunk_server(t, read, lambda offset, length: struct.pack(">II", length, 0))
+    front = t.serve(None, "-r", *options(server))
+    with front.client() as client:
+        equal(client.command(CMD_READ, 4096, 8 * KIB), error, "error of a READ")
 
 
 BAD_HANDSHAKES = {
