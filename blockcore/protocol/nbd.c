@@ -21,6 +21,8 @@
 
 /* Commands without data have a length of 32 bits. */
 #define RANGE_MAX GIB
+/* Smaller pieces are taken for data: a server must not make one read a million questions. */
+#define EXTENT_BYTES_MIN 4096
 
 struct nbd {
     struct nbd_remote remote;
@@ -250,15 +252,21 @@ static void ask_status(struct node *node, uint64_t offset, struct extent *ret)
     uint64_t length = min_u64(align_up(offset + ret->length, align), node->size) - start;
     struct nbd_command command = {
         .operation = NBD_OP_STATUS, .offset = start, .length = min_u64(length, RANGE_MAX)};
+    uint64_t end;
 
     if (run(node, &command) < 0 || command.extent_length <= offset - start)
         return;
-    ret->length = min_u64(ret->length, command.extent_length - (offset - start));
+    end = start + command.extent_length;
+    if (end - offset < EXTENT_BYTES_MIN && command.extent_length < command.length) {
+        end = min_u64(align_up(end, EXTENT_BYTES_MIN), node->size);
+        command.extent_zero = false;
+    }
+    ret->length = min_u64(ret->length, end - offset);
     if (command.extent_zero) {
         ret->kind = EXTENT_ZERO;
     } else {
         nbd->data_start = start;
-        nbd->data_end = start + command.extent_length;
+        nbd->data_end = end;
     }
 }
 

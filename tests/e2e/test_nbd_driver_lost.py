@@ -346,6 +346,24 @@ def test_parts_of_a_read(t, name):
         equal(client.command(CMD_READ, 4096, 8 * KIB), error, "error of a READ")
 
 
+@cases(1, 512)
+def test_short_extents(t, length):
+    """A server that tells next to nothing with each answer is not asked for ever."""
+    need_driver(t)
+    asked = []
+
+    def status(offset, _):
+        asked.append(offset)
+        return struct.pack(">II", length, 3)
+
+    server = chunk_server(t, lambda at, n: [hole_chunk(at, n)], status)
+    front = t.serve(None, "-r", *options(server))
+    with front.client(mode="structured") as client:  # its READ may be told of holes
+        answer = client.ask(CMD_READ, 100, 64 * KIB)
+    same_bytes(answer.content(100, 64 * KIB), bytes(64 * KIB), "the disk")
+    check(0 < len(asked) <= 20, f"{len(asked)} questions, at {asked[:20]}")
+
+
 BAD_HANDSHAKES = {
     "size": ({"size": (1 << 64) - 1}, ["size|too large|overflow|not tell"]),
     "odd-size": ({"size": MIB + 1, "blocks": (512, 4096, MIB)}, ["no multiple of the smallest block"]),
