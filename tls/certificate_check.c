@@ -181,25 +181,24 @@ void tls_chains_check(const struct tls_chain *own, const struct tls_chain *ca,
 
 /* ---- The first problem as an error ---- */
 
-struct first {
-    struct tls_problems problems;
-    struct error *error;
-    bool any;
-};
-
 static void keep_first(struct tls_problems *problems, const char *sentence)
 {
-    struct first *first = container_of(problems, struct first, problems);
+    struct tls_first_problem *first = container_of(problems, struct tls_first_problem, problems);
 
     if (!first->any)
         error_set(first->error, EINVAL, "%s", sentence);
     first->any = true;
 }
 
+struct tls_first_problem tls_first_problem(struct error *error)
+{
+    return (struct tls_first_problem){.problems = {.found = keep_first}, .error = error};
+}
+
 int tls_certificates_check(enum tls_endpoint endpoint, const struct tls_file *certificate,
                            const struct tls_file *ca, struct error *error)
 {
-    struct first first = {.problems = {.found = keep_first}, .error = error};
+    struct tls_first_problem first = tls_first_problem(error);
     struct tls_chain own, cas = {0};
     int err = tls_chain_read(&own, certificate, error);
 

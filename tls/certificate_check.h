@@ -22,6 +22,14 @@ struct tls_problems {
     void (*found)(struct tls_problems *problems, const char *sentence);
 };
 
+/* Makes the first problem the error; after it `any` says whether there was one. */
+struct tls_first_problem {
+    struct tls_problems problems;
+    struct error *error;
+    bool any;
+};
+struct tls_first_problem tls_first_problem(struct error *error);
+
 /* Reads PEM; needs no free on failure. */
 int tls_chain_read(struct tls_chain *chain, const struct tls_file *file, struct error *error);
 void tls_chain_free(struct tls_chain *chain); /* a zeroed one is fine */

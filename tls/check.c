@@ -10,6 +10,7 @@
 #include "tls/certificate_check.h"
 #include "tls/material.h"
 #include "tls/psk_table.h"
+#include "tls/revocation.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -258,47 +259,36 @@ static void check_key(struct look *look)
 
 /* ---- Revocation ---- */
 
-static void check_revoked(struct look *look, gnutls_x509_crl_t *lists, unsigned count)
+static void check_revoked(struct look *look, const struct tls_revocation *revocation)
 {
-    const time_t now = now_seconds();
-    const char *path = look->files[TLS_FILE_CRL].path;
+    const time_t overdue = tls_revocation_overdue(revocation);
+    const char *path = revocation->file->path;
     char day[32];
 
-    for (unsigned i = 0; i < count; i++) {
-        const time_t next = gnutls_x509_crl_get_next_update(lists[i]);
-
-        if (next != (time_t)-1 && next < now)
-            say(look, false,
-                "the revocation list '%s' should have been replaced by a newer one on %s", path,
-                date_of(next, day));
-    }
+    if (overdue != 0)
+        say(look, false, "the revocation list '%s' should have been replaced by a newer one on %s",
+            path, date_of(overdue, day));
     if (look->own.count > 0 &&
         gnutls_x509_crt_check_revocation(look->own.certificates[0],
-                                         (const gnutls_x509_crl_t *)lists, count) == 1)
+                                         (const gnutls_x509_crl_t *)revocation->lists,
+                                         revocation->count) == 1)
         say(look, false, "%s '%s' was revoked, says '%s'", look->own.file->label,
             look->own.file->path, path);
 }
 
 static void check_crl(struct look *look)
 {
-    const struct tls_file *file = &look->files[TLS_FILE_CRL];
-    const gnutls_datum_t pem = {file->data, (unsigned)file->length};
-    gnutls_x509_crl_t *lists;
-    unsigned count;
-    int r;
+    struct tls_revocation revocation;
+    struct error error;
 
-    if (!file->data)
-        return;
-    r = gnutls_x509_crl_list_import2(&lists, &count, &pem, GNUTLS_X509_FMT_PEM, 0);
-    if (r < 0) {
-        say(look, false, "Unable to use the revocation list '%s': %s", file->path,
-            gnutls_strerror(r));
+    if (tls_revocation_read(&revocation, &look->files[TLS_FILE_CRL], &error) < 0) {
+        tell(look->check, false, error.text);
         return;
     }
-    check_revoked(look, lists, count);
-    for (unsigned i = 0; i < count; i++)
-        gnutls_x509_crl_deinit(lists[i]);
-    gnutls_free(lists);
+    tls_revocation_check(&revocation, &look->ca, &look->problems);
+    if (revocation.count > 0)
+        check_revoked(look, &revocation);
+    tls_revocation_free(&revocation);
 }
 
 static void say_who_is_let_in(struct look *look)

@@ -167,8 +167,22 @@ static int set_priority(struct tls_credentials *c, struct error *error)
                      gnutls_strerror(r), at ? at : text);
 }
 
+static void warn_of_old_list(const struct tls_credentials *c, time_t overdue)
+{
+    struct tm tm;
+    char day[32];
+
+    if (overdue == 0)
+        return;
+    strftime(day, sizeof(day), "%F", gmtime_r(&overdue, &tm));
+    log_warning("the revocation list '%s' should have been replaced by a newer one on %s; what it "
+                "revokes stays revoked",
+                c->files[TLS_FILE_CRL].path, day);
+}
+
 static void take_material(struct tls_credentials *c, struct tls_material *material)
 {
+    warn_of_old_list(c, material->crl_overdue);
     tls_material_unref(c->material);
     c->material = material;
     for (int i = 0; i < TLS_FILES; i++)

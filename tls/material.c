@@ -4,6 +4,8 @@
 
 #include "base/log.h"
 #include "base/sys.h"
+#include "tls/certificate_check.h"
+#include "tls/revocation.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -33,24 +35,42 @@ static int bad_file(const struct tls_file *file, int r, struct error *error)
 
 /* ---- X.509 ---- */
 
-static int load_trust(gnutls_certificate_credentials_t x509, const struct tls_file *files,
-                      struct error *error)
+static int check_crl(struct tls_material *m, const struct tls_file *files, struct error *error)
+{
+    struct tls_first_problem first = tls_first_problem(error);
+    struct tls_revocation revocation;
+    struct tls_chain cas = {0};
+    int err = tls_revocation_read(&revocation, &files[TLS_FILE_CRL], error);
+
+    if (err == 0)
+        err = tls_chain_read(&cas, &files[TLS_FILE_CA], error);
+    if (err == 0) {
+        tls_revocation_check(&revocation, &cas, &first.problems);
+        m->crl_overdue = tls_revocation_overdue(&revocation);
+    }
+    tls_chain_free(&cas);
+    tls_revocation_free(&revocation);
+    return first.any ? -EINVAL : err;
+}
+
+static int load_trust(struct tls_material *m, const struct tls_file *files, struct error *error)
 {
     const struct tls_file *ca = &files[TLS_FILE_CA], *crl = &files[TLS_FILE_CRL];
     const gnutls_datum_t cas = datum_of(ca), revoked = datum_of(crl);
     int r;
 
     if (ca->data) {
-        r = gnutls_certificate_set_x509_trust_mem(x509, &cas, GNUTLS_X509_FMT_PEM);
+        r = gnutls_certificate_set_x509_trust_mem(m->gnutls, &cas, GNUTLS_X509_FMT_PEM);
         if (r <= 0)
             return bad_file(ca, r < 0 ? r : GNUTLS_E_NO_CERTIFICATE_FOUND, error);
     }
-    if (crl->data) {
-        r = gnutls_certificate_set_x509_crl_mem(x509, &revoked, GNUTLS_X509_FMT_PEM);
-        if (r <= 0)
-            return bad_file(crl, r < 0 ? r : GNUTLS_E_NO_CERTIFICATE_FOUND, error);
-    }
-    return 0;
+    if (!crl->data)
+        return 0;
+    r = check_crl(m, files, error);
+    if (r < 0)
+        return r;
+    r = gnutls_certificate_set_x509_crl_mem(m->gnutls, &revoked, GNUTLS_X509_FMT_PEM);
+    return r > 0 ? 0 : bad_file(crl, r < 0 ? r : GNUTLS_E_NO_CERTIFICATE_FOUND, error);
 }
 
 /* First, since GnuTLS 3.7 loses memory when it is given a certificate with a key and cannot read
@@ -105,7 +125,7 @@ static int load_x509(struct tls_material *m, const struct tls_credentials_config
     m->type = GNUTLS_CRD_CERTIFICATE;
     m->gnutls = x509;
     gnutls_certificate_set_verify_limits(x509, PEER_KEY_BITS_MAX, PEER_CHAIN_MAX);
-    err = load_trust(x509, files, error);
+    err = load_trust(m, files, error);
     if (err < 0 || !files[TLS_FILE_CERTIFICATE].data)
         return err;
     if (!files[TLS_FILE_KEY].data)

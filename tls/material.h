@@ -11,6 +11,7 @@
 #include "tls/psk_table.h"
 
 #include <gnutls/gnutls.h>
+#include <time.h>
 
 enum { TLS_FILE_CA, TLS_FILE_CRL, TLS_FILE_CERTIFICATE, TLS_FILE_KEY, TLS_FILE_PSK, TLS_FILES };
 
@@ -20,6 +21,7 @@ struct tls_material {
     void *gnutls; /* the credentials of that type */
     enum tls_endpoint endpoint;
     struct psk_table keys; /* PSK server */
+    time_t crl_overdue;    /* when a list of revoked certificates should have been replaced, or 0 */
 };
 
 /*

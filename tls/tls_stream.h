@@ -45,7 +45,8 @@ struct stream *tls_stream_new(struct tls_credentials *credentials, const char *h
 /*
  * Goes on with the handshake, without waiting.  Returns 0 when it is done; only then the stream may
  * be used.  -EAGAIN: call again when the descriptor is ready for *ret_wait (REACTOR_READ or
- * REACTOR_WRITE; 0: in another turn, whether it is or not).  Else it has failed, with a sentence; the peer was told by an alert; close.
+ * REACTOR_WRITE; 0: in another turn, whether it is or not).  Else it has failed, with a sentence;
+ * the peer was told by an alert; close.
  */
 int tls_stream_handshake(struct stream *stream, unsigned *ret_wait, struct error *error);
 

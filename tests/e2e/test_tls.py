@@ -9,7 +9,7 @@ import signal
 from evnbd_test import (EVNBD, MIB, cases, check, content, equal, free_port, main, need, qemu_img, qemu_io,
                         read_file, refused, refused_command, run, same_bytes, wait_for, write_file)
 from nbd_raw import Closed
-from tls_pki import FUTURE, KEY, PAST, RSA, Pki, client_context, need_tls, psk_file
+from tls_pki import BAD_LISTS, FUTURE, KEY, PAST, RSA, Pki, client_context, need_tls, psk_file
 
 SIZE = 4 * MIB
 DATA = content(3, SIZE)
@@ -273,10 +273,13 @@ def bad_folder(t, pki, defect):
         os.mkdir(key)
     elif defect == "garbage CRL":
         write_file(os.path.join(folder, "ca-crl.pem"), b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")
+    elif defect in BAD_LISTS:
+        pki.bad_list(t, defect, folder, certificate)
     return folder
 
 
 DEFECTS = {
+    **BAD_LISTS,
     "no folder": "No such file",
     "no certificate": "Unable to access the certificate '.*server-cert.pem'",
     "no key": "Unable to access the private key '.*server-key.pem'",
@@ -423,6 +426,25 @@ def test_new_revocation(t):
     os.rename(crl + ".away", crl)
     refused_by_libnbd(uri)
     read_by_libnbd(t, others)
+
+
+def test_bad_revocation(t):
+    """A list that is not the CA's says nothing about whom it has revoked; an old one of its own does."""
+    pki = Pki(t)
+    folder, client, other = pki.folder(), pki.folder("client"), pki.folder("client")
+    certificate = os.path.join(client, "client-cert.pem")
+    pki.revoke(folder, certificate)
+    server = t.serve(disk(t), "-f", "raw", "-e", "0", f"--tls-certificates={folder}", "--tls-verify-peer")
+    uri, others = tls_uri(server, tls_certificates=client), tls_uri(server, tls_certificates=other)
+    for defect, says in BAD_LISTS.items():
+        pki.bad_list(t, defect, folder, os.path.join(other, "client-cert.pem"))
+        refused_by_libnbd(uri)
+        read_by_libnbd(t, others)
+        check(re.search(f"going on with those from before: .*{says}", server.log), server.log)
+    pki.bad_list(t, "old list", folder, certificate)
+    refused_by_libnbd(uri)
+    read_by_libnbd(t, others)
+    check("ca-crl.pem' should have been replaced by a newer one on 2020-02-01" in server.log, server.log)
 
 
 if __name__ == "__main__":

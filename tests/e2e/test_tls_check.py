@@ -8,7 +8,7 @@ import subprocess
 
 from evnbd_test import (EVNBD, HANG, SANITIZER, cases, check, content, equal, main, need, run, skip,
                         write_file)
-from tls_pki import FUTURE, KEY, PAST, RSA, Pki, encrypt_key, psk_file
+from tls_pki import BAD_LISTS, FUTURE, KEY, PAST, RSA, Pki, encrypt_key, psk_file
 
 
 def look(*options, status):
@@ -63,6 +63,8 @@ def folder_of(t, defect):
         pki.make_ca("ca", "cert_signing_key", *PAST, out=ca)
     elif defect == "CA is none":
         shutil.copy(certificate, ca)
+    elif defect in BAD_LISTS or defect == "old list":
+        pki.bad_list(t, defect, folder, certificate)
     elif defect == "revoked":
         pki.revoke(folder, certificate)
     elif defect == "readable by others":
@@ -79,6 +81,8 @@ def folder_of(t, defect):
 
 
 DEFECTS = {
+    **BAD_LISTS,
+    "old list": "the revocation list '.*ca-crl.pem' should have been replaced by a newer one on 2020-02-01",
     "expired": "server-cert.pem': it has expired on 2020-02-01",
     "not yet valid": "server-cert.pem': it is not valid before 2120-01-01",
     "weak key": "the key of the certificate '.*server-cert.pem' is weak: RSA of 1024 bits",
@@ -108,6 +112,8 @@ def test_defect(t, defect):
     need("certtool")
     _, problems = look(f"--tls-certificates={folder_of(t, defect)}", "--tls-verify-peer", status=1)
     says(problems, DEFECTS[defect])
+    if defect in ("old list", "list of the future"):
+        check(not any("not signed" in line for line in problems), problems)
 
 
 def test_all_defects_are_told(t):

@@ -4,13 +4,15 @@
 A Pki is a directory with a CA.  folder() makes a directory of credentials as servers and clients want
 it: ca-cert.pem, server-cert.pem and so on.
 """
+import base64
 import os
 import shutil
 import ssl
 
-from evnbd_test import EVNBD, need, run, skip, write_file
+from evnbd_test import EVNBD, check, need, read_file, run, skip, write_file
 
 ECDSA = ("--key-type=ecdsa", "--curve=secp256r1")
+ECDSA_SHA256 = bytes.fromhex("2a8648ce3d040302")
 RSA = ("--key-type=rsa", "--bits=2048")
 KEY = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
 
@@ -45,10 +47,10 @@ class Pki:
         self.count += 1
         return write_file(self.path(f"template{self.count}"), "".join(f"{line}\n" for line in lines).encode())
 
-    def make_ca(self, *lines, out=None):
+    def make_ca(self, *lines, out=None, name=None):
         lines = lines or ("ca", "cert_signing_key", "crl_signing_key", "expiration_days = 10")
         run("certtool", "--generate-self-signed", "--load-privkey", self.ca_key, "--outfile", out or self.ca,
-            "--template", self.template([f'cn = "CA of {os.path.basename(self.dir)}"', *lines]))
+            "--template", self.template([f'cn = "CA of {name or os.path.basename(self.dir)}"', *lines]))
 
     def issue(self, key, out, *lines, name="localhost"):
         """A certificate of the CA for the key; `lines` of certtool's template."""
@@ -71,13 +73,45 @@ class Pki:
                    name=("localhost" if role == "server" else "test client") if name is None else name)
         return folder
 
-    def revoke(self, folder, certificate):
-        """Puts a revocation list with the certificate into the folder."""
+    def revoke(self, folder, certificate, *dates):
+        """Puts a revocation list with the certificate into the folder, in one step."""
+        path = os.path.join(folder, "ca-crl.pem")
         run("certtool", "--generate-crl", "--load-ca-privkey", self.ca_key, "--load-ca-certificate", self.ca,
-            "--load-certificate", certificate, "--outfile", os.path.join(folder, "ca-crl.pem"),
-            "--template", self.template(["crl_next_update = 5", "crl_number = 1"]))
+            "--load-certificate", certificate, "--outfile", path + ".new",
+            "--template", self.template([*(dates or ["crl_next_update = 5"]), "crl_number = 1"]))
+        os.rename(path + ".new", path)
+
+    def bad_list(self, t, defect, folder, certificate):
+        """Puts a list into the folder that revokes the certificate and has a defect; BAD_LISTS has them all."""
+        if defect == "list of another CA":
+            Pki(t, "another").revoke(folder, certificate)
+        elif defect == "forged list":
+            forger = Pki(t, "forger")
+            forger.make_ca(name=os.path.basename(self.dir))
+            forger.revoke(folder, certificate)
+        elif defect == "list of an unknown kind":
+            self.revoke(folder, certificate)
+            path = os.path.join(folder, "ca-crl.pem")
+            lines = read_file(path).split(b"-----")
+            der = base64.b64decode(lines[2])
+            check(ECDSA_SHA256 in der, "the algorithm of the list was not found")
+            lines[2] = b"\n" + base64.encodebytes(der.replace(ECDSA_SHA256, ECDSA_SHA256[:-1] + b"\x09"))
+            write_file(path, b"-----".join(lines))
+        elif defect == "list of the future":
+            self.revoke(folder, certificate, 'crl_this_update_date = "2120-01-01 00:00:00 UTC"',
+                        'crl_next_update_date = "2121-01-01 00:00:00 UTC"')
+        else:
+            self.revoke(folder, certificate, 'crl_this_update_date = "2020-01-01 00:00:00 UTC"',
+                        'crl_next_update_date = "2020-02-01 00:00:00 UTC"')
 
 
+NOT_SIGNED = "Unable to use the revocation list '.*ca-crl.pem': its list of 'CN=CA of %s' is not signed by a CA in"
+BAD_LISTS = {
+    "list of another CA": NOT_SIGNED % "another",
+    "forged list": NOT_SIGNED % "pki",
+    "list of an unknown kind": NOT_SIGNED % "pki",
+    "list of the future": "ca-crl.pem': its list of 'CN=CA of pki' is not valid before 2120-01-01",
+}
 PAST = ('activation_date = "2020-01-01 00:00:00 UTC"', 'expiration_date = "2020-02-01 00:00:00 UTC"')
 FUTURE = ('activation_date = "2120-01-01 00:00:00 UTC"', 'expiration_date = "2121-01-01 00:00:00 UTC"')
 
