@@ -13,10 +13,11 @@ struct block_progress {
 
 /*
  * Changes an image to have these options (of its format's amend_options), not stolen.  The node may
- * be in use.  Options that can only be given at creation are refused, and so is what the image
- * cannot become; all of them are judged before anything is changed.  Cut off anywhere, the image is
- * sound, has the same content, and may have some of the options: amend it again.  In a coroutine.
- * Returns 0 or negative errno with a sentence.
+ * be in use; it goes on with the data file that it was opened with.  Options that can only be given
+ * at creation are refused, and so is what the image cannot become; all of them are judged before
+ * anything is changed.  Cut off anywhere, the image is sound, has the same content, and may have
+ * some of the options: amend it again.  In a coroutine. Returns 0 or negative errno with a
+ * sentence.
  */
 int block_amend(struct node *node, json_t *options, const struct block_progress *progress,
                 struct error *error);

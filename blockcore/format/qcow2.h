@@ -138,7 +138,7 @@ struct qcow2 {
 
     /* The header names no autoclear feature that we do not know, and bitmaps are marked in_use. */
     bool write_ready;
-    bool l1_room; /* the whole L1 table has room on the disk */
+    bool l1_room;       /* the whole L1 table has room on the disk */
     bool corrupt;       /* changes are refused */
     bool broken_logged; /* something broken was logged; the rest is not */
 };
@@ -258,8 +258,19 @@ struct qcow2_first {
     uint32_t version;
     const char *backing_name;   /* NULL: there is no backing file */
     const char *backing_format; /* NULL: it is not recorded */
+    const char *data_file;      /* NULL: the recorded name stays */
     uint64_t incompatible, compatible, autoclear;
 };
+/* What the header says now, without a backing file. */
+static inline struct qcow2_first qcow2_first_as_is(const struct qcow2 *q)
+{
+    return (struct qcow2_first){
+        .version = q->header.version,
+        .incompatible = q->header.incompatible,
+        .compatible = q->header.compatible,
+        .autoclear = q->header.autoclear,
+    };
+}
 /*
  * Rewrites the first cluster, durably, and q->header with it; the lock is held.  Cut off, the image
  * has the old header or the new one.

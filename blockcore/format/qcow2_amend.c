@@ -2,8 +2,9 @@
 /*
  * Other features of an image: what can be changed, and in which order.
  *
- * Everything is judged first.  Then: version 3, which can hold all, if it is asked for; the width
- * of refcounts; flags; the size; and at last version 2, if that is asked for.
+ * Everything is judged first.  Then: version 3, which can hold all, if it is asked for; the name of
+ * the data file; the width of refcounts; flags; the size; and at last version 2, if that is asked
+ * for.
  */
 #include "base/checked.h"
 #include "blockcore/format/qcow2.h"
@@ -73,10 +74,13 @@ static int judge_files(const struct amend *a, struct error *error)
     if (a->backing_file || a->backing_fmt)
         return error_set(error, EINVAL,
                          "the backing file of an image is not amended: rebase the image");
-    if (a->data_file)
-        return error_set(error, ENOTSUP,
-                         "the name of a data file is not amended: an image is opened with another "
-                         "one by the option data-file.filename");
+    if (a->data_file && !qcow2_external_data(&a->q->header))
+        return error_set(error, EINVAL,
+                         "data_file can only be changed for images that have an external data "
+                         "file, which %s has not",
+                         node_name(a->q->node));
+    if (a->data_file && a->data_file[0] == 0)
+        return error_set(error, EINVAL, "the name of the data file is empty");
     if (a->data_file_raw && !a->q->raw_data)
         return error_set(error, EINVAL,
                          "data_file_raw cannot be switched on for an image that exists");
@@ -183,10 +187,10 @@ static int read_backing(struct qcow2 *q, char **ret_name, char **ret_format, str
     return 0;
 }
 
-/* All that was written is durable, and so is then the other version. */
-static int set_version(struct qcow2 *q, unsigned version, struct error *error)
+/* Writes the first cluster anew, with the backing file as it is. What was written before is
+ * durable. */
+static int write_first(struct qcow2 *q, struct qcow2_first *first, struct error *error)
 {
-    struct qcow2_first first = {.version = version};
     char *name = NULL, *format = NULL;
     int err = qcow2_write_back(q);
 
@@ -196,15 +200,31 @@ static int set_version(struct qcow2 *q, unsigned version, struct error *error)
         error_set_errno(error, -err, "cannot write %s", node_name(q->node));
     if (err == 0)
         err = read_backing(q, &name, &format, error);
-    first.backing_name = name;
-    first.backing_format = format;
+    first->backing_name = name;
+    first->backing_format = format;
     if (err == 0)
-        err = qcow2_first_write(q, &first, error);
-    if (err == 0 && version < 3)
-        q->node->reuses_storage = true; /* as qcow2_open says */
+        err = qcow2_first_write(q, first, error);
     free(name);
     free(format);
     return err;
+}
+
+static int set_version(struct qcow2 *q, unsigned version, struct error *error)
+{
+    struct qcow2_first first = {.version = version};
+    int err = write_first(q, &first, error);
+
+    if (err == 0 && version < 3)
+        q->node->reuses_storage = true; /* as qcow2_open says */
+    return err;
+}
+
+static int set_data_file(struct qcow2 *q, const char *name, struct error *error)
+{
+    struct qcow2_first first = qcow2_first_as_is(q);
+
+    first.data_file = name;
+    return write_first(q, &first, error);
 }
 
 static int set_flags(struct amend *a, struct error *error)
@@ -244,6 +264,8 @@ static int raise(struct amend *a, struct error *error)
         return error_set_errno(error, -err, "cannot change %s", node_name(q->node));
     if (a->version > q->header.version)
         err = set_version(q, a->version, error);
+    if (err == 0 && a->data_file)
+        err = set_data_file(q, a->data_file, error);
     if (err == 0 && order != q->header.refcount_order)
         err = qcow2_set_refcount_order(q, order, a->progress, error);
     return err == 0 ? set_flags(a, error) : err;
@@ -319,7 +341,7 @@ int qcow2_change_backing(struct node *node, const char *name, const char *format
                          struct error *error)
 {
     struct qcow2 *q = node->state;
-    struct qcow2_first first = {.backing_name = name, .backing_format = format};
+    struct qcow2_first first;
     int err;
 
     if (name && (name[0] == 0 || strlen(name) > BACKING_NAME_MAX))
@@ -330,10 +352,9 @@ int qcow2_change_backing(struct node *node, const char *name, const char *format
     err = qcow2_begin_change(q);
     if (err < 0)
         error_set_errno(error, -err, "cannot change %s", node_name(node));
-    first.version = q->header.version;
-    first.incompatible = q->header.incompatible;
-    first.compatible = q->header.compatible;
-    first.autoclear = q->header.autoclear;
+    first = qcow2_first_as_is(q);
+    first.backing_name = name;
+    first.backing_format = format;
     if (err == 0)
         err = qcow2_first_write(q, &first, error);
     qcow2_unlock_all(q);

@@ -78,17 +78,21 @@ static bool kept(const struct rewrite *r, uint32_t type)
 {
     if (type == QCOW2_EXT_BACKING_FORMAT || type == QCOW2_EXT_FEATURE_TABLE)
         return false;
+    if (type == QCOW2_EXT_DATA_FILE && r->wanted->data_file)
+        return false;
     return type != QCOW2_EXT_BITMAPS || (r->wanted->autoclear & QCOW2_AUTOCLEAR_BITMAPS);
 }
 
 static void put_extensions(const struct rewrite *r, struct byte_writer *w)
 {
-    const char *format = r->wanted->backing_format;
+    const char *format = r->wanted->backing_format, *data_file = r->wanted->data_file;
     struct byte_reader reader = qcow2_extensions(r->old, r->q->cluster_size, &r->q->header);
     struct qcow2_extension ext;
 
     if (r->wanted->backing_name && format)
         qcow2_put_extension(w, QCOW2_EXT_BACKING_FORMAT, format, strlen(format));
+    if (data_file)
+        qcow2_put_extension(w, QCOW2_EXT_DATA_FILE, data_file, strlen(data_file));
     while (qcow2_extension_next(&reader, &ext) > 0) {
         if (kept(r, ext.type))
             qcow2_put_extension(w, ext.type, ext.data, ext.length);
@@ -220,8 +224,8 @@ static int plan(struct rewrite *r, bool *with_names, struct error *error)
             return 0;
         if (!*with_names)
             return error_set(error, EINVAL,
-                             "the name of the backing file does not fit into the first cluster of "
-                             "%" PRIu64 " bytes",
+                             "the names of backing file and data file do not fit into the first "
+                             "cluster of %" PRIu64 " bytes",
                              r->q->cluster_size);
         *with_names = false;
     }

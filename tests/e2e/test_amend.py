@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Amended images: qemu-img finds the new features and the old content, and amends on."""
 import json
+import os
 import random
 
 from evnbd_test import (KIB, MIB, cases, check, content, equal, main, qemu_img, qemu_img_check,
@@ -161,7 +162,7 @@ REFUSED = {
     "encryption=on": "can only be given when an image is created",
     "backing_file=x": "rebase the image",
     "backing_fmt=raw": "rebase the image",
-    "data_file=x": "data-file.filename",
+    "data_file=x": "external data file",
     "data_file_raw=on": "cannot be switched on",
     "compat=9": "0.10",
     "refcount_bits=7": "power of two",
@@ -205,6 +206,35 @@ def test_data_file(t):
     told = json.loads(qemu_img("info", "--output=json", image).stdout)["format-specific"]["data"]
     equal((told["data-file"], told["data-file-raw"], told["refcount-bits"]), (data, False, 64),
           "what qemu-img tells")
+
+
+@cases(("512", "off"), ("64k", "off"), ("64k", "on"))
+def test_name_of_data_file(t, cluster, raw):
+    """Another name in the header, as long as it fits; the same with qemu-img."""
+    image, data, other = t.path("a.qcow2"), t.path("a.data"), t.path("other.data")
+    backing = ("-b", t.file("base.raw", content(1, MIB)), "-F", "raw") if raw == "off" else ()
+    qemu_img("create", "-q", "-f", "qcow2", "-o",
+             f"cluster_size={cluster},data_file={data},data_file_raw={raw}", *backing, image, MIB)
+    qemu_io(image, "write -q -P 5 64k 64k", arguments=("-f", "qcow2"))
+    wanted = disk(t, image)
+    os.rename(data, other)
+    tool("--open", f"data-file.filename={other}", "amend", image, f"data_file={other},lazy_refcounts=on")
+    told_now = told(image)
+    equal(told_now["format-specific"]["data"]["data-file"], other, "name of the data file")
+    equal(told_now["format-specific"]["data"]["data-file-raw"], raw == "on", "data-file-raw")
+    equal(told_now.get("backing-filename"), backing[1] if backing else None, "backing file")
+    sound(image)
+    same_bytes(disk(t, image), wanted, "the disk")
+    before = read_file(image)
+    for name in ("", "x" * 70000):
+        said = tool("amend", image, f"data_file={name}", status=1).stderr
+        check("data file" in said, said)
+    equal(read_file(image), before, "the image after what was refused")
+    qemu_img("amend", "-q", "-f", "qcow2", "-o", f"data_file={data}", image)
+    os.rename(other, data)
+    tool("amend", image, f"data_file={data}")
+    sound(image)
+    same_bytes(disk(t, image), wanted, "the disk")
 
 
 def test_refuses_downgrade_with_bitmaps_and_snapshots(t):
