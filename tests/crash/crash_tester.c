@@ -8,8 +8,9 @@
  *     crash_tester --states 0           every series of up to three operations on every image
  *     crash_tester --image c4k-plain-r16 --workload write-4k,flush --seed 1 --state 17
  *
- * Everything follows from the seed.  Only images with compressed clusters, which worker threads
- * decode, may run differently when operations run at the same time.
+ * Everything follows from the seed; the last line of a run tells how to have it again.  Only images
+ * with compressed clusters, which worker threads decode, may run differently when operations run at
+ * the same time.
  */
 #include "base/checked.h"
 #include "tests/crash/judge.h"
@@ -330,9 +331,9 @@ static void parse(int argc, char **argv, struct settings *s)
     const char **texts[] = {&s->format, &s->image, &s->workload, &s->save};
     uint64_t *numbers[] = {&s->seed, &s->states,  &s->each,         &s->random,
                            &s->only, &s->subsets, &s->repair_every, &s->qemu_every};
-    int index;
+    int index, got;
 
-    while (getopt_long(argc, argv, "", options, &index) == 0) {
+    while ((got = getopt_long(argc, argv, "", options, &index)) == 0) {
         if (index < 4)
             *texts[index] = optarg;
         else if (index < 12)
@@ -342,13 +343,29 @@ static void parse(int argc, char **argv, struct settings *s)
         else
             s->thorough = true;
     }
-    if (optind == argc && s->repair_every > 0 && optopt == 0)
+    if (got == -1 && optind == argc && s->repair_every > 0)
         return;
     fprintf(stderr, "usage: crash_tester [--format F] [--image I] [--workload W] [--seed N] "
                     "[--states N] [--each N]\n"
                     "  [--random N] [--state N] [--save DIR] [--subsets N] [--repair-every N] "
                     "[--qemu-every N] [--long] [--list]\n");
     exit(2);
+}
+
+/* All that the run followed from, so that it can be had again. */
+static void print_settings(const struct settings *s)
+{
+    const char *texts[] = {"format", s->format, "image", s->image, "workload", s->workload};
+
+    printf("rerun: crash_tester");
+    for (size_t i = 0; i < ARRAY_SIZE(texts); i += 2) {
+        if (texts[i + 1])
+            printf(" --%s %s", texts[i], texts[i + 1]);
+    }
+    printf(" --seed %lu --states %lu --each %lu --random %lu --state %lu --subsets %lu "
+           "--repair-every %lu --qemu-every %lu\n",
+           s->seed, s->states, s->each, s->random, s->only, s->subsets, s->repair_every,
+           s->qemu_every);
 }
 
 static void print_result(const struct tester *t)
@@ -360,6 +377,7 @@ static void print_result(const struct tester *t)
            "%lu failures\n",
            t->workloads, j->states, j->recoveries, j->second_opinions, j->bitmaps, j->corrupt,
            j->lost, t->failures);
+    print_settings(&t->settings);
 }
 
 static void go_for_long(struct settings *s)
