@@ -120,6 +120,8 @@ SERVING = [
     ("-t -f qcow2 --cache=writethrough --aio=threads {qcow2}", "block_size_preferred", "preferred-block"),
     ("-t -f qcow2 -l snap {qcow2}", "block_size_preferred", "preferred-block"),
     ("-t -f qcow2 -B bitmap {qcow2}", "block_size_preferred", "preferred-block"),
+    ("-t -f qcow2 -l snap {grown}", "block_size_preferred export-size export-size-str",
+     "preferred-block snapshot-size"),
     ("-t -r --image-opts driver=qcow2,file.filename={qcow2},read-only=on", "block_size_preferred", "preferred-block"),
     ("-t json:{{\"driver\":\"raw\",\"file\":{{\"driver\":\"file\",\"filename\":\"{image}\"}}}}",
      "", ""),
@@ -137,11 +139,15 @@ def qemu_nbd():
 def prepare(t, row):
     """The names that rows use, with what this row needs of them, and evnbd under qemu-nbd's name."""
     names = {"dir": t.dir, "socket": t.path("socket"), "long": LONG, "image": t.file("disk.raw", content(1, MIB)),
-             "odd": t.file("odd.raw", content(2, 1000)), "qcow2": t.path("disk.qcow2")}
+             "odd": t.file("odd.raw", content(2, 1000)), "qcow2": t.path("disk.qcow2"), "grown": t.path("grown.qcow2")}
     if "{qcow2}" in row:
         qemu_img("create", "-f", "qcow2", names["qcow2"], MIB)
         qemu_img("snapshot", "-c", "snap", names["qcow2"])
         qemu_img("bitmap", "--add", names["qcow2"], "bitmap")
+    if "{grown}" in row:
+        qemu_img("create", "-f", "qcow2", names["grown"], MIB)
+        qemu_img("snapshot", "-c", "snap", names["grown"])
+        qemu_img("resize", names["grown"], 2 * MIB)
     os.mkdir(t.path("bin"))
     os.symlink(EVNBD, t.path("bin/qemu-nbd"))
     return names
@@ -214,7 +220,8 @@ def test_serving(t, row, fields, differs):
 def test_every_heading_is_shown(_):
     """Differences that no row shows are those of a server's life, which other tests show."""
     shown = {word for row in ENDING + SERVING for word in row[-1].split()}
-    elsewhere = {"exit-of-fork", "raw-warning", "raw-writers", "socket-taken", "pid-file-removed"}
+    elsewhere = {"exit-of-fork", "raw-warning", "raw-writers", "socket-taken", "pid-file-removed",
+                 "backing-chain"}
     headings = set(re.findall(r"^### (\S+)$", read_file(DOCUMENT).decode(), re.M))
     equal(headings, shown | elsewhere, "headings")
 
