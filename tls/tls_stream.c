@@ -42,8 +42,12 @@
 /* ... and begins at most so many records: one of a byte, or of none, costs nearly what a full one
  * does. */
 #define CALL_RECORDS 256
-/* Messages of a handshake, together; a longer one is refused. */
+/*
+ * The longest message of a handshake.  Reading a certificate takes longer than in proportion to its
+ * names, and a server reads those of clients whom it does not know yet while others wait.
+ */
 #define HANDSHAKE_BYTES_MAX (32 * 1024)
+#define CLIENT_HANDSHAKE_BYTES_MAX (8 * 1024)
 /* Warnings of the peer that are passed over in one call. */
 #define WARNINGS_MAX 4
 /* Records with parts of a message of the handshake that are read in one call. */
@@ -428,6 +432,12 @@ static int handshake_failed(struct tls_stream *ts, int r, struct error *error)
     case GNUTLS_E_NO_CERTIFICATE_FOUND:
     case GNUTLS_E_CERTIFICATE_REQUIRED:
         return error_set(error, EACCES, "the peer has shown no certificate, and one is needed");
+    case GNUTLS_E_HANDSHAKE_TOO_LARGE:
+        return error_set(error, EMSGSIZE,
+                         "a message of the peer's handshake is longer than %d bytes; perhaps its "
+                         "certificates are too large",
+                         ts->material->endpoint == TLS_SERVER ? CLIENT_HANDSHAKE_BYTES_MAX
+                                                              : HANDSHAKE_BYTES_MAX);
     case GNUTLS_E_FATAL_ALERT_RECEIVED:
         return error_set(error, ECONNABORTED, "the peer gave up with the alert '%s'",
                          gnutls_alert_get_name(gnutls_alert_get(ts->session)));
@@ -497,7 +507,8 @@ static bool begin_session(struct tls_stream *ts)
     if (gnutls_priority_set(ts->session, tls_credentials_priority(ts->credentials)) < 0 ||
         gnutls_credentials_set(ts->session, ts->material->type, ts->material->gnutls) < 0)
         return false;
-    gnutls_handshake_set_max_packet_length(ts->session, HANDSHAKE_BYTES_MAX);
+    gnutls_handshake_set_max_packet_length(
+        ts->session, side == GNUTLS_SERVER ? CLIENT_HANDSHAKE_BYTES_MAX : HANDSHAKE_BYTES_MAX);
     gnutls_transport_set_ptr(ts->session, ts);
     gnutls_transport_set_push_function(ts->session, push);
     gnutls_transport_set_pull_function(ts->session, pull);

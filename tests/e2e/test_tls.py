@@ -330,6 +330,21 @@ def test_keys_that_others_can_read(t):
     check("is open to other users (mode 644)" in server.log, server.log)
 
 
+def test_large_client_certificates(t):
+    """Those that chains are made of, and one that would keep the server from others."""
+    pki = Pki(t)
+    server = t.serve(disk(t), "-v", "-f", "raw", "-e", "0", f"--tls-certificates={pki.folder()}", "--tls-verify-peer")
+    for names, good in (70, True), (120, False):
+        lines = [f'dns_name = "{"a" * 60}.{number}.example.com"' for number in range(names)]
+        uri = tls_uri(server, tls_certificates=pki.folder("client", lines=("tls_www_client", "signing_key", *lines)))
+        if good:
+            read_by_libnbd(t, uri)
+        else:
+            refused_by_libnbd(uri)
+    wait_for(lambda: "no TLS: a message of the peer's handshake is longer than 8192 bytes; perhaps its certificates"
+             in server.log, "the log to tell why")
+
+
 # ---- Credentials that change ----
 
 def test_new_certificate(t):
