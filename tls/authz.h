@@ -31,7 +31,8 @@ int authz_list_new(json_t *tree, struct authz **ret, struct error *error);
 /*
  * The same from a file of JSON.  Only a regular file of at most TLS_FILE_BYTES_MAX (tls/files.h) is
  * taken.  With `refresh` each decision looks whether it has changed; a new state of it that is bad
- * is logged once, and the old one stays.
+ * is logged once, and the old one stays; it also stays while a long one is parsed, which needs the
+ * loop.
  */
 int authz_list_file_new(const char *filename, bool refresh, struct authz **ret,
                         struct error *error);

@@ -4,19 +4,24 @@
  *
  * A list that came from a file is read again when the stamp of the file has changed, and for as
  * long as the file is so young that it could change without one.  It remembers the bytes as they
- * were last seen, good or bad: comparing them tells each bad state once.
+ * were last seen, good or bad: comparing them tells each bad state once.  A long one is parsed in a
+ * worker while others are served, and decisions go by the rules from before until that has ended.
  */
 #include "tls/authz.h"
 
 #include "base/checked.h"
 #include "base/log.h"
 #include "base/path.h"
+#include "base/worker.h"
 #include "tls/authz_kind.h"
 #include "tls/files.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Files up to this length are parsed at once. */
+#define AT_ONCE_BYTES (64 * 1024)
 
 enum policy { POLICY_DENY, POLICY_ALLOW };
 enum match_format { FORMAT_EXACT, FORMAT_GLOB };
@@ -63,6 +68,12 @@ struct file_authz {
     uint8_t *seen; /* the file as it was last read */
     size_t seen_length;
     bool unreadable; /* ... when it could not be read */
+    struct worker_job job;
+    bool parsing, freed; /* the job is under way; nobody else needs the list any more */
+    /* What it comes to. */
+    int result;
+    struct rules fresh;
+    struct error error;
 };
 
 /* ---- Rules ---- */
@@ -218,11 +229,10 @@ static int parse_text(const char *text, size_t length, const char *filename, str
     return r;
 }
 
-/* Reads the file, and if it is another one than before and good, goes by it. */
-static int file_load(struct file_authz *list, struct error *error)
+/* Reads the file. 1: it is another one than before, and in `seen`; 0: it is not. */
+static int file_read(struct file_authz *list, struct error *error)
 {
     struct tls_file *file = &list->file;
-    struct rules rules;
     int r = tls_file_read(file, error);
 
     list->unreadable = r < 0;
@@ -238,23 +248,93 @@ static int file_load(struct file_authz *list, struct error *error)
     list->seen_length = file->length;
     file->data = NULL;
     file->length = 0;
-    r = parse_text((const char *)list->seen, list->seen_length, file->path, &rules, error);
-    if (r < 0)
-        return r;
+    return 1;
+}
+
+static void file_parse(struct worker_job *job)
+{
+    struct file_authz *list = container_of(job, struct file_authz, job);
+
+    list->result = parse_text((const char *)list->seen, list->seen_length, list->file.path,
+                              &list->fresh, &list->error);
+}
+
+static void take_fresh(struct file_authz *list)
+{
     rules_free(&list->rules);
-    list->rules = rules;
-    return 0;
+    list->rules = list->fresh;
+    list->fresh = (struct rules){0};
+}
+
+static void tell_bad(const struct error *error)
+{
+    log_warning("%s; the rules stay what they were", error->text);
+}
+
+static void file_free(struct authz *authz)
+{
+    struct file_authz *list = container_of(authz, struct file_authz, authz);
+
+    list->freed = true;
+    if (list->parsing)
+        return;
+    rules_free(&list->rules);
+    rules_free(&list->fresh);
+    free(list->file.path);
+    free(list->seen);
+    free(list);
+}
+
+static void file_parsed(struct worker_job *job)
+{
+    struct file_authz *list = container_of(job, struct file_authz, job);
+
+    list->parsing = false;
+    if (list->freed)
+        file_free(&list->authz);
+    else if (list->result < 0)
+        tell_bad(&list->error);
+    else
+        take_fresh(list);
 }
 
 static void file_refresh(struct file_authz *list)
 {
     bool told = list->unreadable;
     struct error error = {""};
+    int r;
 
-    if (list->file.settled && !told && !tls_file_changed(&list->file))
+    if (list->parsing || (list->file.settled && !told && !tls_file_changed(&list->file)))
         return;
-    if (file_load(list, &error) < 0 && !(told && list->unreadable))
-        log_warning("%s; the rules stay what they were", error.text);
+    r = file_read(list, &error);
+    if (r < 0 && !told)
+        tell_bad(&error);
+    if (r <= 0)
+        return;
+    list->job = (struct worker_job){.run = file_parse, .done = file_parsed};
+    list->parsing = true;
+    if (list->seen_length > AT_ONCE_BYTES) {
+        worker_submit(&list->job);
+    } else {
+        file_parse(&list->job);
+        file_parsed(&list->job);
+    }
+}
+
+/* At the start there is nobody who would have to wait. */
+static int file_load(struct file_authz *list, struct error *error)
+{
+    int r = file_read(list, error);
+
+    if (r < 0)
+        return r;
+    file_parse(&list->job);
+    if (list->result < 0) {
+        *error = list->error;
+        return list->result;
+    }
+    take_fresh(list);
+    return 0;
 }
 
 static bool file_allows(const struct authz *authz, const char *identity)
@@ -264,16 +344,6 @@ static bool file_allows(const struct authz *authz, const char *identity)
     if (list->refresh)
         file_refresh(list);
     return rules_allow(&list->rules, identity);
-}
-
-static void file_free(struct authz *authz)
-{
-    struct file_authz *list = container_of(authz, struct file_authz, authz);
-
-    rules_free(&list->rules);
-    free(list->file.path);
-    free(list->seen);
-    free(list);
 }
 
 int authz_list_file_new(const char *filename, bool refresh, struct authz **ret, struct error *error)

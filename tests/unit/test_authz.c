@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -220,6 +221,31 @@ static void test_file_is_read_again(void **state)
 static int64_t a_minute_later(void)
 {
     return sys_posix.realtime_ns() + INT64_C(60000000000);
+}
+
+/* The rules from before hold until a long file is parsed; the end may come meanwhile. */
+static void test_long_file(void **state)
+{
+    char *path = test_path(*state, "list"), *text = malloc(200000);
+    struct error error = {""};
+    struct authz *authz;
+
+    assert_non_null(text);
+    assert_int_equal(reactor_init(NULL), 0);
+    write_text(path, "{\"policy\": \"deny\"}");
+    assert_int_equal(authz_list_file_new(path, true, &authz, &error), 0);
+    snprintf(text, 200000, "%-150000s{\"policy\": \"allow\"}", "");
+    write_text(path, text);
+    assert_false(authz_allows(authz, "a"));
+    while (!authz_allows(authz, "a"))
+        reactor_poll(true);
+    snprintf(text, 200000, "%-160000s{\"policy\": 7}", "");
+    write_text(path, text);
+    assert_true(authz_allows(authz, "a"));
+    authz_free(authz);
+    reactor_fini();
+    free(text);
+    free(path);
 }
 
 /* A decision about a file that is as it was, and not younger than a clock can tell, reads nothing.
@@ -484,6 +510,7 @@ int main(void)
         cmocka_unit_test(test_globs),
         cmocka_unit_test(test_bad_lists),
         cmocka_unit_test(test_file_is_read_again),
+        cmocka_unit_test(test_long_file),
         cmocka_unit_test(test_file_is_not_read_when_it_is_old),
         cmocka_unit_test(test_file_becomes_another_thing),
         cmocka_unit_test(test_file_of_another_directory),
