@@ -189,20 +189,6 @@ static bool qcow2_match(const struct probe *probe)
 
 static const struct magic qcow2_magics[] = {{0, 4, "QFI\xfb"}, {0}};
 
-static const struct option_row qcow2_option_rows[] = {
-    {"l2-cache-size", OPTION_SIZE, offsetof(struct qcow2, options.l2_cache_size), NULL,
-     "bytes of L2 tables kept in memory"},
-    {"refcount-cache-size", OPTION_SIZE, offsetof(struct qcow2, options.refcount_cache_size), NULL,
-     "bytes of refcount blocks kept in memory"},
-    {"cache-clean-interval", OPTION_NUMBER, offsetof(struct qcow2, options.cache_clean_interval),
-     NULL, "seconds after which tables that are not used are dropped from memory, 0 for never"},
-    {"encrypt.format", OPTION_ENUM, offsetof(struct qcow2, options.crypt_format), qcow2_crypt_words,
-     "how the image is encrypted"},
-    {"encrypt.key-secret", OPTION_STRING, offsetof(struct qcow2, options.key_secret), NULL,
-     "id of the secret that unlocks the image"},
-    {0},
-};
-
 const struct driver driver_qcow2 = {
     .name = "qcow2",
     .kind = DRIVER_FORMAT,

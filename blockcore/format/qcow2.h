@@ -96,8 +96,13 @@ struct qcow2_flush {
 
 struct qcow2_options {
     uint64_t l2_cache_size, refcount_cache_size; /* bytes */
-    uint64_t cache_clean_interval;               /* seconds; 0: never */
-    int crypt_format;                            /* -1: not given */
+    uint64_t cache_size, l2_cache_entry_size;    /* bytes; UINT64_MAX: not given */
+    bool lazy_refcounts;
+    bool pass_discard;             /* what is freed goes back to the file system, if discards do */
+    bool ignored;                  /* values that mean nothing here */
+    int overlap_check;             /* the same */
+    uint64_t cache_clean_interval; /* seconds; 0: never */
+    int crypt_format;              /* -1: not given */
     char *key_secret;
 };
 
@@ -276,6 +281,13 @@ static inline struct qcow2_first qcow2_first_as_is(const struct qcow2 *q)
  * has the old header or the new one.
  */
 int qcow2_first_write(struct qcow2 *q, const struct qcow2_first *first, struct error *error);
+
+/* qcow2_options.c */
+extern const struct option_row qcow2_option_rows[];
+/* Takes the node's options; q->options is released by the caller, also on failure. */
+int qcow2_options_take(struct qcow2 *q, json_t *options, struct error *error);
+/* Refuses what does not go with the image, whose header is known. */
+int qcow2_options_judge(const struct qcow2 *q, struct error *error);
 
 /* qcow2_amend.c */
 extern const struct option_row qcow2_amend_options[];

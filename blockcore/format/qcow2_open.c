@@ -19,9 +19,6 @@
 #include <string.h>
 
 #define HEADER_PEEK 512
-#define L2_CACHE_DEFAULT (32 * MIB)
-#define REFCOUNT_CACHE_DEFAULT (4 * MIB)
-#define CLEAN_INTERVAL_DEFAULT 600
 #define CACHE_TABLES_MIN 4
 #define CACHE_TABLES_MAX (1 << 20)
 
@@ -254,6 +251,8 @@ static int open_image(struct qcow2 *q, struct node_open *open, struct error *err
     int err = read_header(q, &cluster, &length, error);
 
     if (err == 0)
+        err = qcow2_options_judge(q, error);
+    if (err == 0)
         err = qcow2_crypt_open(q, open, error);
     if (err == 0 && !needs_repair(q))
         err = load_tables(q, error);
@@ -278,13 +277,7 @@ int qcow2_open(struct node *node, struct node_open *open, struct error *error)
     q->node = node;
     co_mutex_init(&q->lock);
     co_mutex_init(&q->flush.lock);
-    q->options = (struct qcow2_options){
-        .l2_cache_size = L2_CACHE_DEFAULT,
-        .refcount_cache_size = REFCOUNT_CACHE_DEFAULT,
-        .cache_clean_interval = CLEAN_INTERVAL_DEFAULT,
-        .crypt_format = -1,
-    };
-    err = options_take(open->options, node->driver->options, q, "driver 'qcow2'", error);
+    err = qcow2_options_take(q, open->options, error);
     if (err == 0)
         err = open_file(node, open, error);
     if (err < 0)

@@ -269,7 +269,7 @@ static void discard_host(struct qcow2 *q, uint64_t first, uint64_t count)
 {
     uint64_t offset = first << q->cluster_bits, size = q->file->size;
 
-    if ((q->node->flags & NODE_UNMAP) && offset < size)
+    if ((q->node->flags & NODE_UNMAP) && q->options.pass_discard && offset < size)
         block_discard(q->file, offset, min_u64(count << q->cluster_bits, size - offset), 0);
 }
 

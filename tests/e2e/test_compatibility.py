@@ -221,7 +221,7 @@ def test_every_heading_is_shown(_):
     """Differences that no row shows are those of a server's life, which other tests show."""
     shown = {word for row in ENDING + SERVING for word in row[-1].split()}
     elsewhere = {"exit-of-fork", "raw-warning", "raw-writers", "socket-taken", "pid-file-removed",
-                 "backing-chain"}
+                 "backing-chain", "qcow2-options"}
     headings = set(re.findall(r"^### (\S+)$", read_file(DOCUMENT).decode(), re.M))
     equal(headings, shown | elsewhere, "headings")
 

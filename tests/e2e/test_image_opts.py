@@ -6,7 +6,7 @@ import subprocess
 
 from evnbd_test import HANG, KIB, MIB, cases, check, content, equal, main, need, qemu_img, \
     qemu_io, read_file, refused, same_bytes, wait_for
-from nbd_raw import CMD_WRITE, RawClient
+from nbd_raw import CMD_TRIM, CMD_WRITE, RawClient
 
 
 def make(t):
@@ -39,6 +39,13 @@ TREES = {
     "caches": (["--image-opts"], "driver=qcow2,l2-cache-size=1M,refcount-cache-size=256k,"
                                  "cache.direct=off,cache.no-flush=on,discard=unmap,node-name=top,"
                                  "file.filename={t}/disk.qcow2,file.aio=threads,file.discard=unmap"),
+    "qcow2": (["--image-opts"], "driver=qcow2,lazy-refcounts=on,pass-discard-request=on,pass-discard-snapshot=off,"
+                                "pass-discard-other=on,overlap-check=constant,cache-size=1M,l2-cache-size=512k,"
+                                "l2-cache-entry-size=4096,file.filename={t}/disk.qcow2"),
+    "overlap-check": (["--image-opts"], "driver=qcow2,cache-size=1M,overlap-check.template=all," + ",".join(
+        f"overlap-check.{name}=off" for name in ("main-header", "active-l1", "active-l2", "refcount-table",
+                                                 "refcount-block", "snapshot-table", "inactive-l1", "inactive-l2",
+                                                 "bitmap-directory")) + ",file.filename={t}/disk.qcow2"),
     "zeroes": (["--image-opts", "--discard=unmap"],
                "driver=qcow2,detect-zeroes=unmap,file.filename={t}/disk.qcow2"),
     "read-only": (["--image-opts", "-r"], "driver=qcow2,read-only=on,force-share=on,"
@@ -106,6 +113,13 @@ BAD = {
                "setting detect-zeroes to unmap is not allowed"),
     "native": (["--image-opts"], "driver=raw,file.aio=native,file.filename={t}/base.raw",
                "aio=native was specified, but it requires cache.direct=on"),
+    "lazy": (["--image-opts"], "driver=qcow2,lazy-refcounts=maybe,file.filename={t}/disk.qcow2", "'lazy-refcounts'"),
+    "overlap": (["--image-opts"], "driver=qcow2,overlap-check=bad,file.filename={t}/disk.qcow2", "none, constant"),
+    "caches": (["--image-opts"], "driver=qcow2,cache-size=1M,l2-cache-size=2M,file.filename={t}/disk.qcow2",
+               "l2-cache-size may not exceed cache-size"),
+    "three-caches": (["--image-opts"], "driver=qcow2,cache-size=2M,l2-cache-size=1M,refcount-cache-size=1M,"
+                                       "file.filename={t}/disk.qcow2", "may not be set at the same time"),
+    "entry": (["--image-opts"], "driver=qcow2,l2-cache-entry-size=128k,file.filename={t}/disk.qcow2", "65536"),
     "json": ([], 'json:{{"driver":', "JSON"),
     "json-empty": ([], "json:{{}}", "Must specify either driver or file"),
     "empty": (["--image-opts"], "", "''"),
@@ -161,6 +175,20 @@ def test_zeroes_are_detected_where_the_options_say(t):
         before = os.stat(path).st_blocks
         client.write(0, bytes(512 * KIB))
         check(os.stat(path).st_blocks <= before // 2 + 64, "written zeroes take space")
+
+
+@cases("on", "off")
+def test_what_is_freed_may_stay_in_the_file(t, given_back):
+    path = t.path("disk.qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", path, MIB)
+    qemu_io(path, "write -P 9 0 1M", arguments=("-f", "qcow2"))
+    before = os.stat(path).st_blocks
+    image = f"driver=qcow2,discard=unmap,pass-discard-request={given_back},file.filename={path}"
+    with t.serve(image, "--image-opts").client() as client:
+        equal(client.command(CMD_TRIM, 0, MIB), 0, "TRIM")
+        client.flush()
+    t.stop_servers()
+    equal(os.stat(path).st_blocks < before // 2, given_back == "on", "whether the file became smaller")
 
 
 def test_a_guessed_format_stays_what_it_is(t):
