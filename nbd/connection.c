@@ -105,8 +105,18 @@ static void on_stall(struct reactor_timer *timer)
 {
     struct nbd_connection *c = container_of(timer, struct nbd_connection, stall);
 
-    nbd_connection_cut(c, "the client has taken no replies for %d s",
-                       (int)(stall_ns(c) / 1000000000));
+    if (c->stopping)
+        nbd_connection_cut(c, "the client has taken no replies for %d s",
+                           (int)(NBD_STOP_STALL_NS / 1000000000));
+    else
+        nbd_connection_cut(c, "the client has taken less than %d KiB of its replies in %d s",
+                           NBD_STALL_BYTES / 1024, (int)(NBD_STALL_NS / 1000000000));
+}
+
+static void start_stall(struct nbd_connection *c)
+{
+    c->stall_sent = c->out.sent;
+    reactor_timer_start(&c->stall, stall_ns(c), on_stall);
 }
 
 void nbd_connection_flush(struct nbd_connection *c)
@@ -128,9 +138,10 @@ void nbd_connection_flush(struct nbd_connection *c)
         nbd_connection_broken(c, "send to", r);
     else if (!c->out.blocked)
         reactor_timer_stop(&c->stall);
-    else if (c->out.sent != sent || c->stall.heap_index == 0)
-        reactor_timer_start(&c->stall, stall_ns(c), on_stall);
-    if (!nbd_connection_output_full(c))
+    else if (c->out.sent - c->stall_sent >= (c->stopping ? 1 : NBD_STALL_BYTES) ||
+             c->stall.heap_index == 0)
+        start_stall(c);
+    if (c->narrow || !nbd_connection_output_full(c))
         co_queue_wake_all(&c->output_room);
 }
 
@@ -144,13 +155,23 @@ void nbd_connection_queued(struct nbd_connection *c)
 bool nbd_connection_output_full(const struct nbd_connection *c)
 {
     return c->out.blocked &&
-           (c->out.queued >= NBD_OUTPUT_MAX || c->out.count >= NBD_OUTPUT_SEGMENTS_MAX);
+           (c->out.queued >= NBD_OUTPUT_MAX || c->out.count >= NBD_OUTPUT_SEGMENTS_MAX ||
+            nbd_share_is_over(&c->share));
 }
 
 void nbd_connection_await_room(struct nbd_connection *c)
 {
     while (!c->dead && nbd_connection_output_full(c))
         co_queue_wait(&c->output_room);
+}
+
+void nbd_connection_await_sent(struct nbd_connection *c, uint64_t bytes)
+{
+    while (!c->dead && c->out.queued > bytes) {
+        nbd_connection_flush(c);
+        if (c->out.blocked && c->out.queued > bytes && !c->dead)
+            co_queue_wait(&c->output_room);
+    }
 }
 
 unsigned nbd_connection_requests(const struct nbd_connection *c)
@@ -482,7 +503,7 @@ void nbd_connection_stop(struct nbd_connection *c)
     reactor_defer(&c->turn);
     nbd_payload_hurry(c);
     if (c->out.blocked)
-        reactor_timer_start(&c->stall, stall_ns(c), on_stall);
+        start_stall(c);
 }
 
 void nbd_connection_cancel(struct nbd_connection *c)

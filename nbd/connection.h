@@ -41,8 +41,8 @@
 /* A CACHE reads at most so much, from its start on. */
 #define NBD_CACHE_AT_ONCE (UINT64_C(64) << 20)
 /*
- * A connection is cut whose output does not move for so long, or of whose payload on its way less
- * than NBD_STALL_BYTES come in so long (looked at once in that time).
+ * A connection is cut of whose replies less than NBD_STALL_BYTES are taken in so long, or of whose
+ * payload on its way less than that come (looked at once in that time, so after up to twice of it).
  */
 #define NBD_STALL_BYTES (64 * 1024)
 #define NBD_STALL_NS INT64_C(60000000000)
@@ -94,6 +94,7 @@ struct nbd_connection {
     struct reactor_deferred destroy;
     struct reactor_timer deadline; /* of the handshake */
     struct reactor_timer stall;
+    uint64_t stall_sent;                /* what had been sent when it was started */
     struct reactor_timer payload_due;   /* looks whether a payload on its way goes on */
     uint64_t payload_seen;              /* bytes of payloads since it last looked */
     struct reactor_timer tls_rest;      /* until a step of the TLS handshake may be made */
@@ -124,6 +125,7 @@ struct nbd_connection {
     unsigned turn_requests;    /* left of this turn's shares */
     uint64_t turn_bytes;
 
+    bool narrow;       /* a READ in small parts is all that runs, and nothing else begins */
     bool tls_begun;    /* `stream` is the TLS one */
     bool tls_done;     /* the TLS handshake is behind it */
     bool large_writes; /* payloads are received in place: less is read ahead */
@@ -185,6 +187,10 @@ bool nbd_connection_output_full(const struct nbd_connection *c);
 
 /* Waits until it is not, or nothing is sent any more (c->dead). In a coroutine. */
 void nbd_connection_await_room(struct nbd_connection *c);
+
+/* Waits until at most `bytes` of it are left to send, or nothing is sent any more. In a coroutine.
+ */
+void nbd_connection_await_sent(struct nbd_connection *c, uint64_t bytes);
 
 /* Whether requests that take long should end where they are, with -ESHUTDOWN. */
 static inline bool nbd_connection_gives_up(const struct nbd_connection *c)

@@ -90,8 +90,9 @@ struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *
 
     if (!job)
         return NULL;
-    *job =
-        (struct nbd_job){.connection = c, .request = *request, .charged = nbd_job_memory(request)};
+    *job = (struct nbd_job){.connection = c,
+                            .request = *request,
+                            .charged = c->narrow ? NBD_NARROW_PART : nbd_job_memory(request)};
     if (buffer_bytes > 0 && !nbd_job_get_buffer(job, buffer_bytes)) {
         give_free(c->owner, job);
         return NULL;
@@ -133,6 +134,7 @@ void nbd_job_free(struct nbd_job *job)
     nbd_job_uncharge(job, job->charged);
     give_free(c->owner, job);
     c->running--;
+    c->narrow = false;
     reactor_defer(&c->turn);
 }
 
@@ -140,10 +142,13 @@ void nbd_job_free(struct nbd_job *job)
 
 static void answer(struct nbd_job *job, int r)
 {
-    if (r < 0)
+    if (r < 0) {
         nbd_reply_errno(job->connection, &job->request, r);
-    else
-        nbd_reply_done(job->connection, &job->request);
+        return;
+    }
+    if (job->request.command == NBD_CMD_WRITE) /* the parts before have been counted */
+        job->connection->bytes_written += job->request.length - job->written;
+    nbd_reply_done(job->connection, &job->request);
 }
 
 static void job_main(void *arg)

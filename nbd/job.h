@@ -30,6 +30,9 @@ struct nbd_job {
 /* What a WRITE is charged with when it begins, see payload.c; every share has that. */
 #define NBD_PAYLOAD_STEP NBD_SHARE_FLOOR
 
+/* What a READ reads at once while memory is short, see read.c. */
+#define NBD_NARROW_PART (256 * 1024)
+
 /* What the request may need of the connection's share of memory, to begin. */
 uint64_t nbd_job_memory(const struct nbd_request *request);
 
@@ -50,7 +53,10 @@ void nbd_job_uncharge(struct nbd_job *job, uint64_t bytes);
 /* Runs it; it answers and frees itself. */
 void nbd_job_start(struct nbd_job *job);
 
-/* read.c: answers a READ now if it need not wait, else starts a job. */
+/*
+ * read.c: answers a READ now if it need not wait, else starts a job.  With c->narrow, which is
+ * reset when it has ended, it takes no more memory than a few small parts.
+ */
 void nbd_read_start(struct nbd_connection *c, const struct nbd_request *request);
 /*
  * command.c, in the coroutine of a job: runs it, or the part of a WRITE that is in the buffer.

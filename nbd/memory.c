@@ -15,7 +15,6 @@
 void nbd_memory_init(struct nbd_memory *memory)
 {
     memory->used = 0;
-    memory->reserve = NULL;
     list_init(&memory->waiting);
 }
 
@@ -40,8 +39,6 @@ static bool fits(const struct nbd_share *share, uint64_t bytes)
         return true;
     if (wanted > NBD_CONNECTION_BYTES_MAX)
         return false;
-    if (share->used == 0 && !memory->reserve)
-        return true;
     return wanted + memory->used <= NBD_SERVER_BYTES_MAX;
 }
 
@@ -56,15 +53,21 @@ bool nbd_share_may_take(struct nbd_share *share, uint64_t bytes)
     return false;
 }
 
+bool nbd_share_is_short(const struct nbd_share *share, uint64_t bytes)
+{
+    return bytes > NBD_SHARE_FLOOR &&
+           share->memory->used - share->used + bytes > NBD_SERVER_BYTES_MAX;
+}
+
+bool nbd_share_is_over(const struct nbd_share *share)
+{
+    return share->used > NBD_SHARE_FLOOR && share->memory->used > NBD_SERVER_BYTES_MAX;
+}
+
 void nbd_share_take(struct nbd_share *share, uint64_t bytes)
 {
-    struct nbd_memory *memory = share->memory;
-
-    if (!memory->reserve && share->used == 0 && bytes > NBD_SHARE_FLOOR &&
-        memory->used + bytes > NBD_SERVER_BYTES_MAX)
-        memory->reserve = share;
     share->used += bytes;
-    memory->used += bytes;
+    share->memory->used += bytes;
 }
 
 void nbd_share_give(struct nbd_share *share, uint64_t bytes)
@@ -75,8 +78,6 @@ void nbd_share_give(struct nbd_share *share, uint64_t bytes)
         return;
     share->used -= bytes;
     share->memory->used -= bytes;
-    if (share->used == 0 && share->memory->reserve == share)
-        share->memory->reserve = NULL;
     while ((node = list_pop(&share->memory->waiting)))
         reactor_defer(list_entry(node, struct nbd_share, link)->wake);
 }

@@ -120,8 +120,10 @@ static void end_part(struct nbd_job *job, size_t part, size_t rest, int r)
     job->received = rest;
     c->writing = NULL;
     reactor_defer(&c->turn);
-    if (r == 0)
+    if (r == 0) {
+        c->bytes_written += part;
         r = renew_buffer(job, part);
+    }
     if (r == 0 && !c->input_closed) {
         c->receiving = job;
         expect_more(c);

@@ -9,6 +9,9 @@
  * fragmented: sent from the file where that is possible, else through one buffer.  In parts, when
  * the reply may have chunks: a coroutine walks the range and queues holes and data as it finds
  * them, so that what can be read is sent although something behind it cannot.
+ *
+ * When memory is short a large READ is narrow: alone on its connection, it reads small parts and
+ * sends them as the client takes them, so it gets by with memory that nobody else can hold.
  */
 #include "base/buffer.h"
 #include "base/bytes.h"
@@ -18,6 +21,7 @@
 #include "nbd/slice.h"
 
 #include <errno.h>
+#include <string.h>
 
 /* From this length on, sending from the file is cheaper than copying. */
 #define SEND_FILE_MIN (32 * 1024)
@@ -26,6 +30,8 @@
 /* What cannot be read is looked for in parts of these sizes. */
 #define SEARCH_COARSE (64 * 1024)
 #define SEARCH_FINE 4096
+/* While memory is short: what is left to send of the parts before when the next one is read. */
+#define NARROW_QUEUED (NBD_NARROW_PART / 2)
 
 static bool may_fragment(const struct nbd_connection *c, const struct nbd_request *request)
 {
@@ -135,22 +141,79 @@ static void start_simple(struct nbd_connection *c, const struct nbd_request *req
     struct nbd_span span = {request->offset, request->length};
     struct nbd_job *job;
 
-    if (wants_file(c, span.length) && send_file(c, request, &span, true))
+    if (wants_file(c, span.length) && send_file(c, request, &span, true)) {
+        c->narrow = false;
         return;
+    }
     if (request->length <= NBD_REPLY_INLINE_MAX && read_inline(c, request))
         return;
-    job = nbd_job_new(c, request, request->length);
+    job = nbd_job_new(c, request, c->narrow ? 0 : request->length);
     if (!job) {
+        c->narrow = false;
         nbd_reply_errno(c, request, -ENOMEM);
         return;
     }
-    if (request->length <= NBD_REPLY_INLINE_MAX || request->length > NBD_READ_AT_ONCE ||
+    if (c->narrow || request->length <= NBD_REPLY_INLINE_MAX ||
+        request->length > NBD_READ_AT_ONCE ||
         block_read_nowait(c->nbd_export->node, job->buffer, request->length, request->offset) < 0) {
         nbd_job_start(job);
         return;
     }
     reply_whole(job);
     nbd_job_free(job);
+}
+
+/*
+ * Reads all of it in small parts, and with `send` sends them as the client takes them.  Negative
+ * errno: it cannot be read.
+ */
+static int read_narrow(struct nbd_job *job, bool send)
+{
+    struct nbd_connection *c = job->connection;
+    uint64_t offset = job->request.offset, end = offset + job->request.length;
+    struct nbd_slice slice;
+    int r = 0;
+
+    nbd_slice_begin(&slice);
+    while (r == 0 && offset < end) {
+        size_t n = min_u64(end - offset, NBD_NARROW_PART - offset % NBD_NARROW_PART);
+        uint8_t *buffer;
+
+        nbd_connection_await_sent(c, NARROW_QUEUED);
+        if (c->dead)
+            return -ESHUTDOWN;
+        buffer = buffer_get(n);
+        if (!buffer)
+            return -ENOMEM;
+        r = block_read(c->nbd_export->node, buffer, n, offset);
+        if (r == 0 && send)
+            nbd_reply_more(c, buffer, n);
+        else
+            buffer_put(buffer, n);
+        offset += n;
+        nbd_slice_step(&slice);
+    }
+    return r;
+}
+
+/*
+ * The header promises all of the content, so it is read twice, first to see whether it can be.
+ * What fails then all the same ends the connection.
+ */
+static void run_narrow(struct nbd_job *job)
+{
+    struct nbd_connection *c = job->connection;
+    int r = read_narrow(job, false);
+
+    if (r < 0) {
+        nbd_reply_errno(c, &job->request, r);
+        return;
+    }
+    nbd_reply_begin(c, &job->request);
+    r = read_narrow(job, true);
+    if (r < 0)
+        nbd_connection_cut(c, "export '%s' failed in the middle of a reply: %s",
+                           c->nbd_export->name, strerror(-r));
 }
 
 /* In pieces, so that what is in memory is not copied at the expense of everybody else's turn. */
@@ -197,6 +260,10 @@ static void run_whole(struct nbd_job *job)
 
     if (job->connection->session.mode != NBD_MODE_SIMPLE && reply_unread(job))
         return;
+    if (job->connection->narrow) {
+        run_narrow(job);
+        return;
+    }
     r = read_whole(job);
     if (r < 0)
         nbd_reply_errno(job->connection, &job->request, r);
@@ -211,6 +278,7 @@ struct walk {
     struct nbd_job *job;
     uint64_t offset, end; /* what is left */
     size_t part_max;      /* bytes that are read at once */
+    bool searching;       /* ... which have become fewer, for what cannot be read */
 };
 
 static bool is_last(const struct walk *w, const struct nbd_span *span)
@@ -241,6 +309,7 @@ static bool search(struct walk *w, size_t failed, int err)
 {
     if (err != -EIO || failed <= SEARCH_FINE)
         return false;
+    w->searching = true;
     w->part_max = failed > SEARCH_COARSE ? SEARCH_COARSE : SEARCH_FINE;
     return true;
 }
@@ -272,7 +341,8 @@ static int send_data(struct walk *w, struct nbd_span *span)
         send_hole(w, span);
         return 0;
     }
-    nbd_job_uncharge(w->job, span->length);
+    if (!c->narrow) /* there it is what the next part is charged with */
+        nbd_job_uncharge(w->job, span->length);
     nbd_reply_buffer(c, &w->job->request, span, buffer, is_last(w, span));
     w->offset += span->length;
     return 0;
@@ -287,7 +357,7 @@ static int send_part(struct walk *w)
         send_hole(w, &span);
         return 0;
     }
-    if (w->part_max == NBD_READ_AT_ONCE && wants_file(c, span.length) &&
+    if (!w->searching && wants_file(c, span.length) &&
         send_file(c, &w->job->request, &span, false)) {
         w->offset += span.length;
         return 0;
@@ -298,17 +368,21 @@ static int send_part(struct walk *w)
 static void run_in_parts(struct nbd_job *job)
 {
     const struct nbd_request *request = &job->request;
-    struct walk w = {job, request->offset, request->offset + request->length, NBD_READ_AT_ONCE};
+    struct nbd_connection *c = job->connection;
+    struct walk w = {job, request->offset, request->offset + request->length,
+                     c->narrow ? NBD_NARROW_PART : NBD_READ_AT_ONCE, false};
     struct nbd_slice slice;
     int r = 0;
 
     nbd_slice_begin(&slice);
-    while (r == 0 && w.offset < w.end && !job->connection->dead) {
+    while (r == 0 && w.offset < w.end && !c->dead) {
+        if (c->narrow)
+            nbd_connection_await_sent(c, NARROW_QUEUED);
         r = send_part(&w);
         nbd_slice_step(&slice);
     }
     if (r < 0)
-        nbd_reply_errno_at(job->connection, request, r, w.offset);
+        nbd_reply_errno_at(c, request, r, w.offset);
 }
 
 /* The reply is made of chunks, or of one when they must be a whole. */
@@ -319,10 +393,12 @@ static void start_chunks(struct nbd_connection *c, const struct nbd_request *req
     if (request->length <= NBD_REPLY_INLINE_MAX && read_inline(c, request))
         return;
     job = nbd_job_new(c, request, 0);
-    if (job)
+    if (job) {
         nbd_job_start(job);
-    else
-        nbd_reply_errno(c, request, -ENOMEM);
+        return;
+    }
+    c->narrow = false;
+    nbd_reply_errno(c, request, -ENOMEM);
 }
 
 /* ---- Both ---- */

@@ -126,8 +126,6 @@ void nbd_reply_done(struct nbd_connection *c, const struct nbd_request *request)
               nbd_command_name(request->command), request->cookie);
     }
     nbd_sendq_commit(&c->out, length);
-    if (request->command == NBD_CMD_WRITE)
-        c->bytes_written += request->length;
     nbd_connection_queued(c);
 }
 
@@ -279,6 +277,31 @@ void nbd_reply_buffer(struct nbd_connection *c, const struct nbd_request *reques
     else
         nbd_sendq_buffer(&c->out, buffer, span->length);
     c->bytes_read += span->length;
+    nbd_connection_queued(c);
+}
+
+void nbd_reply_begin(struct nbd_connection *c, const struct nbd_request *request)
+{
+    const struct nbd_span span = {request->offset, request->length};
+    size_t lead = lead_bytes(c);
+    uint8_t *at = reserve(c, lead);
+
+    if (!at)
+        return;
+    put_lead(c, request, at, &span, true);
+    nbd_sendq_commit(&c->out, lead);
+    nbd_connection_queued(c);
+}
+
+void nbd_reply_more(struct nbd_connection *c, uint8_t *buffer, size_t length)
+{
+    /* For the room of the segment. */
+    if (!reserve(c, 0)) {
+        buffer_put(buffer, length);
+        return;
+    }
+    nbd_sendq_buffer(&c->out, buffer, length);
+    c->bytes_read += length;
     nbd_connection_queued(c);
 }
 

@@ -56,7 +56,14 @@ void nbd_reply_release(struct nbd_connection *c);
 /* A part of the content. `buffer` came from buffer_get(span->length) and is taken over. */
 void nbd_reply_buffer(struct nbd_connection *c, const struct nbd_request *request,
                       const struct nbd_span *span, uint8_t *buffer, bool last);
-/* The same, sent straight from files. */
+/*
+ * All of the content as one part, which is still to be read: its header, then the bytes piece by
+ * piece (each from buffer_get(length), taken over), with nothing else between.  It cannot fail any
+ * more.
+ */
+void nbd_reply_begin(struct nbd_connection *c, const struct nbd_request *request);
+void nbd_reply_more(struct nbd_connection *c, uint8_t *buffer, size_t length);
+/* A part that is sent straight from files. */
 void nbd_reply_files(struct nbd_connection *c, const struct nbd_request *request,
                      const struct nbd_span *span, const struct block_extent *files, unsigned count,
                      bool last);

@@ -82,6 +82,16 @@ static uint32_t judge(const struct nbd_connection *c, const struct nbd_request *
     return nbd_request_check(request, c->nbd_export, &c->session, ret_why);
 }
 
+/*
+ * Whether a READ that memory is too short for begins all the same, in small parts: only when it is
+ * alone, since nothing else may come between the parts of its reply.
+ */
+static bool goes_narrow(const struct nbd_connection *c, const struct nbd_request *request)
+{
+    return request->command == NBD_CMD_READ && c->running == 0 &&
+           nbd_share_is_short(&c->share, request->length);
+}
+
 /* Whether the limits let this request in now. False: the connection is paused until they may. */
 static bool admit(struct nbd_connection *c, const struct nbd_request *request)
 {
@@ -92,14 +102,16 @@ static bool admit(struct nbd_connection *c, const struct nbd_request *request)
         reactor_defer(&c->turn);
         return false;
     }
-    if (c->running >= NBD_CONNECTION_REQUESTS_MAX || nbd_connection_output_full(c)) {
+    if (c->narrow || c->running >= NBD_CONNECTION_REQUESTS_MAX || nbd_connection_output_full(c)) {
         c->paused = true;
         return false;
     }
     if (!nbd_share_may_take(&c->share, nbd_job_memory(request))) {
         nbd_payloads_give_way(c->owner);
-        c->paused = true;
-        return false;
+        c->narrow = goes_narrow(c, request);
+        c->paused = !c->narrow;
+        if (c->paused)
+            return false;
     }
     c->turn_requests--;
     if (moves_data)

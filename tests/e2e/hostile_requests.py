@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rows A60 to A87, A97 and A98 of the table of hostile inputs: requests and their replies."""
+"""Rows A60 to A87 and A97 to A99 of the table of hostile inputs: requests and their replies."""
 import os
 import socket
 import struct
@@ -550,3 +550,19 @@ def _(stage):
         equal(last.answers({7: None})[7].error, 0, "error of a WRITE whose rest has come")
         same_bytes(read(last, 64 * MIB, 32 * MIB), 32 * part, "what it has written")
         check_memory(server, 420)
+
+
+@row("A99", "many READs of 32 MiB of which nothing is taken")
+def _(stage):
+    data = DATA * (32 * MIB // SIZE)
+    image = stage.t.file(f"disk{stage.t.number()}", data)
+    server = stage.serve("--cache=none", image=image, head=DATA[:HEAD], env=UNFILLED)
+    for number in range(60):
+        client = stage.client(server, MODES[number % 3])
+        flags = CMD_FLAG_DF if number % 2 and client.mode != "simple" else 0
+        for cookie in (7, 8):
+            client.send(client.request(CMD_READ, 0, 32 * MIB, flags, cookie))
+    for good in all_modes(stage, server):
+        same_bytes(read(good, 0, SIZE), DATA, "4 MiB, for a good client")
+        same_bytes(read(good, 0, len(data)), data, "32 MiB, for a good client")
+    check_memory(server, 420)

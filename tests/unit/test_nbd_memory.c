@@ -85,25 +85,27 @@ static void test_room_for_a_large_request(void **state)
 }
 
 /*
- * One that holds nothing gets through even if others have taken everything; the next one when that
- * has given back.
+ * When others have taken everything a newcomer has its floor and is told that memory is short; not
+ * so one that only has to give back itself.
  */
-static void test_reserve(void **state)
+static void test_short(void **state)
 {
     int last = 0;
 
     while (memory.used < NBD_SERVER_BYTES_MAX - (1 << 20) && last < SHARES - 2)
         be_greedy(&clients[last++], 512 << 10);
-    assert_true(nbd_share_may_take(&clients[last].share, NBD_PAYLOAD_MAX));
-    nbd_share_take(&clients[last].share, NBD_PAYLOAD_MAX);
-    assert_false(nbd_share_may_take(&clients[last].share, 1));
-    assert_false(nbd_share_may_take(&clients[last + 1].share, NBD_PAYLOAD_MAX));
-    assert_true(nbd_share_may_take(&clients[last + 1].share, NBD_SHARE_FLOOR));
-    assert_true(memory.used <= NBD_SERVER_BYTES_MAX + NBD_PAYLOAD_MAX + SHARES * NBD_SHARE_FLOOR);
-    nbd_share_give(&clients[last].share, NBD_PAYLOAD_MAX / 2);
-    assert_false(nbd_share_may_take(&clients[last + 1].share, NBD_PAYLOAD_MAX));
-    nbd_share_give(&clients[last].share, NBD_PAYLOAD_MAX / 2);
-    assert_true(nbd_share_may_take(&clients[last + 1].share, NBD_PAYLOAD_MAX));
+    assert_false(nbd_share_may_take(&clients[last].share, NBD_PAYLOAD_MAX));
+    assert_true(nbd_share_may_take(&clients[last].share, NBD_SHARE_FLOOR));
+    assert_true(nbd_share_is_short(&clients[last].share, NBD_PAYLOAD_MAX));
+    assert_false(nbd_share_is_short(&clients[last].share, NBD_SHARE_FLOOR));
+    assert_false(nbd_share_is_short(&clients[0].share, NBD_PAYLOAD_MAX));
+    assert_false(nbd_share_is_over(&clients[0].share));
+    nbd_share_take(&clients[last].share, 2 * NBD_SHARE_FLOOR);
+    assert_true(nbd_share_is_over(&clients[last].share));
+    nbd_share_give(&clients[last].share, NBD_SHARE_FLOOR);
+    assert_false(nbd_share_is_over(&clients[last].share));
+    nbd_share_give(&clients[0].share, NBD_CONNECTION_BYTES_MAX);
+    assert_false(nbd_share_is_short(&clients[last].share, NBD_PAYLOAD_MAX));
 }
 
 static void test_waking(void **state)
@@ -133,7 +135,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_one_client, setup, teardown),
         cmocka_unit_test_setup_teardown(test_all_are_greedy, setup, teardown),
         cmocka_unit_test_setup_teardown(test_room_for_a_large_request, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_reserve, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_short, setup, teardown),
         cmocka_unit_test_setup_teardown(test_waking, setup, teardown),
     };
 
