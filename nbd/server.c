@@ -188,6 +188,7 @@ static struct nbd_connection *first_to_go(const struct nbd_server *server)
     return first;
 }
 
+/* Also not those about whom somebody is asked: they wait for others, and have not stalled. */
 static struct nbd_connection *oldest_of(const struct nbd_server *server,
                                         const struct nbd_origin *origin)
 {
@@ -195,7 +196,7 @@ static struct nbd_connection *oldest_of(const struct nbd_server *server,
     {
         struct nbd_connection *c = list_entry(it, struct nbd_connection, link);
 
-        if (!c->dead && c->origin == origin)
+        if (!c->dead && !c->asked && c->origin == origin)
             return c;
     }
     return NULL;

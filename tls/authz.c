@@ -9,6 +9,7 @@
 #include "tls/authz.h"
 
 #include "base/checked.h"
+#include "base/log.h"
 #include "base/worker.h"
 #include "tls/authz_kind.h"
 
@@ -66,6 +67,8 @@ struct authz_question {
 
 static struct list in_line = LIST_INIT(in_line);
 static unsigned at_work;
+static unsigned abandoned; /* of those: the ones whose answer is not wanted any more */
+static bool told;          /* ... that all are, since there was none */
 
 static void question_free(struct authz_question *q)
 {
@@ -96,6 +99,8 @@ static void looked_up(struct worker_job *job)
     struct authz_question *q = container_of(job, struct authz_question, job);
 
     at_work--;
+    abandoned -= !q->answered;
+    told = told && abandoned > 0;
     start_next();
     if (q->answered)
         q->answered(q->arg, q->yes);
@@ -150,10 +155,18 @@ int authz_ask(const struct authz *authz, const char *identity,
 void authz_forget(struct authz_question *question)
 {
     question->answered = NULL;
-    if (!list_linked(&question->link))
+    if (list_linked(&question->link)) {
+        list_remove(&question->link);
+        question_free(question);
         return;
-    list_remove(&question->link);
-    question_free(question);
+    }
+    abandoned++;
+    if (abandoned < AT_WORK_MAX || told)
+        return;
+    told = true;
+    log_warning("%d lookups of PAM go on although nobody waits for them any more; no client is "
+                "authorized until one of them ends",
+                AT_WORK_MAX);
 }
 
 void authz_free(struct authz *authz)
