@@ -14,6 +14,7 @@
 #include "blockcore/path.h"
 
 #include <errno.h>
+#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -129,9 +130,27 @@ static int touch(const char *filename, struct error *error)
     return 0;
 }
 
-static int open_empty(const struct block_context *context, const char *filename, struct node **ret,
+/* Advice to the file system, while the file is empty: what it does not know is no error. */
+static void give_hints(const struct block_create_target *target, int fd)
+{
+    struct fsxattr attributes;
+    int flags = 0;
+
+    if (target->nocow && sys->ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0) {
+        flags |= FS_NOCOW_FL;
+        sys->ioctl(fd, FS_IOC_SETFLAGS, &flags);
+    }
+    if (target->extent_size_hint > 0 && sys->ioctl(fd, FS_IOC_FSGETXATTR, &attributes) == 0) {
+        attributes.fsx_xflags |= FS_XFLAG_EXTSIZE;
+        attributes.fsx_extsize = target->extent_size_hint;
+        sys->ioctl(fd, FS_IOC_FSSETXATTR, &attributes);
+    }
+}
+
+static int open_empty(const struct block_create_target *target, struct node **ret,
                       struct error *error)
 {
+    const char *filename = target->filename;
     struct node *node;
     json_t *tree;
     int err = touch(filename, error);
@@ -143,12 +162,14 @@ static int open_empty(const struct block_context *context, const char *filename,
         json_decref(tree);
         return error_set(error, ENOMEM, "out of memory");
     }
-    err = node_open_tree(context, tree, NODE_WRITABLE, &node, error);
+    err = node_open_tree(target->context, tree, NODE_WRITABLE, &node, error);
     json_decref(tree);
     if (err < 0)
         return err;
     if (node->identity.inode != 0) /* a regular file */
         err = node->driver->resize(node, 0, error);
+    if (err == 0 && node->identity.inode != 0 && node->driver->descriptor)
+        give_hints(target, node->driver->descriptor(node));
     if (err < 0)
         node_unref(node);
     else
@@ -160,7 +181,7 @@ int block_create_file(const struct block_create_target *target, struct node **re
                       struct error *error)
 {
     if (target->filename)
-        return open_empty(target->context, target->filename, ret, error);
+        return open_empty(target, ret, error);
     *ret = node_ref(target->file);
     return 0;
 }

@@ -35,6 +35,9 @@ struct block_create_target {
     const struct block_context *context;
     const char *filename; /* or NULL */
     struct node *file;    /* without a filename: an open, empty file */
+    /* For a file that is made or emptied; ignored where the file system has no such thing. */
+    bool nocow;                /* it is not copied on write (Btrfs) */
+    uint32_t extent_size_hint; /* bytes; 0: none (XFS) */
 };
 
 /* For drivers: gives the file for a new image, empty (a device: as it is). A new reference. */

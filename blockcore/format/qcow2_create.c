@@ -26,7 +26,8 @@ struct create {
     /* Options. */
     uint64_t size, data_size, cluster_size, refcount_bits;
     int compat, compression, preallocation;
-    bool lazy_refcounts, extended_l2, data_file_raw;
+    bool lazy_refcounts, extended_l2, data_file_raw, nocow;
+    uint64_t extent_size_hint;
     char *backing_file, *backing_fmt, *data_file;
     struct qcow2_crypt_create crypt;
 
@@ -66,6 +67,10 @@ const struct option_row qcow2_create_options[] = {
      "file that holds the data"},
     {"data_file_raw", OPTION_BOOL, offsetof(struct create, data_file_raw), NULL,
      "keep the data file readable as a raw image"},
+    {"nocow", OPTION_BOOL, offsetof(struct create, nocow), NULL,
+     "let the file system not copy the file on write (Btrfs)"},
+    {"extent_size_hint", OPTION_SIZE, offsetof(struct create, extent_size_hint), NULL,
+     "bytes of extents that the file system is to allocate (XFS), 0 for its own choice"},
     {"encryption", OPTION_BOOL, offsetof(struct create, crypt.encryption), NULL,
      "the same as encrypt.format=aes"},
     {"encrypt.format", OPTION_ENUM, offsetof(struct create, crypt.format), qcow2_crypt_words,
@@ -157,6 +162,10 @@ static int check_numbers(struct create *o, struct error *error)
         return error_set(error, EINVAL,
                          "refcount_bits is %" PRIu64 ", it must be a power of two from 1 to 64",
                          o->refcount_bits);
+    if (o->extent_size_hint > UINT32_MAX)
+        return error_set(error, EINVAL,
+                         "extent_size_hint is %" PRIu64 " bytes, it must be below 4G",
+                         o->extent_size_hint);
     if (o->size > OFFSET_MAX - 511)
         return error_set(error, EFBIG, "the size is %" PRIu64 " bytes, it must be below 2^63",
                          o->size);
@@ -432,7 +441,7 @@ static int create_data_file(const struct create *o, const struct block_create_ta
 {
     enum preallocation mode = (enum preallocation)o->preallocation;
     struct node *node;
-    struct block_create_target data = {.context = target->context};
+    struct block_create_target data = *target;
     char *path;
     int err = path_beside(target->filename, o->data_file, strlen(o->data_file), &path, error);
 
@@ -476,13 +485,17 @@ static int create(struct create *o, const struct block_create_target *target, st
 
 int qcow2_create(const struct block_create_target *target, json_t *options, struct error *error)
 {
+    struct block_create_target hinted = *target;
     struct create o;
     int err = take_options(options, &o, error);
 
     if (err == 0)
         err = plan(&o, error);
-    if (err == 0)
-        err = create(&o, target, error);
+    if (err == 0) {
+        hinted.nocow = o.nocow;
+        hinted.extent_size_hint = (uint32_t)o.extent_size_hint;
+        err = create(&o, &hinted, error);
+    }
     options_release(qcow2_create_options, &o);
     return err;
 }

@@ -5,7 +5,8 @@ import json
 import os
 import re
 
-from evnbd_test import KIB, MIB, cases, check, content, equal, main, qemu_img, qemu_img_check, qemu_io, read_file
+from evnbd_test import (KIB, MIB, cases, check, content, equal, main, need, qemu_img, qemu_img_check,
+                        qemu_io, read_file, run)
 from qcow2_judge import tool
 
 
@@ -111,7 +112,19 @@ def test_measure(t, size, options):
     equal(ours, {key: theirs[key] for key in ours}, "measure")
 
 
+@cases("nocow=on", "nocow=off", "extent_size_hint=2M", "nocow=on,extent_size_hint=64k,preallocation=full")
+def test_hints_for_the_file_system(t, options):
+    """Both programs leave the same attributes, which are few where the file system has no such thing."""
+    ours, theirs = make_both(t, options, MIB)
+    exercise(ours, MIB, 64 * KIB)
+    equal(info(ours), info(theirs), "what qemu-img tells")
+    need("lsattr")
+    attributes = [run("lsattr", image, status=None).stdout.split(" ")[0] for image in (ours, theirs)]
+    equal(attributes[0], attributes[1], "attributes of the file")
+
+
 REFUSED = (
+    ("size=1M,extent_size_hint=4G", "below 4G"), ("size=1M,nocow=maybe", "nocow"),
     ("size=1M,cluster_size=1000", "power of two"), ("size=1M,cluster_size=4M", "512 to 2M"),
     ("size=1M,refcount_bits=3", "power of two"), ("size=1M,refcount_bits=128", "1 to 64"),
     ("size=1M,compat=0.10,refcount_bits=8", "1.1"), ("size=1M,compat=0.10,lazy_refcounts=on", "1.1"),
