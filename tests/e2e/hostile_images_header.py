@@ -14,10 +14,10 @@ BAD = "bad.qcow2"
 EXT_CRYPTO = 0x0537BE77
 
 
-def each(t, says, field, *values):
+def each(t, says, field, *values, mended=False):
     """The good image with one field out of range, which the message names with its value."""
     for value in values:
-        yield spoiled(t, f"{field}={value}", {field: value}, refused=(says,))
+        yield spoiled(t, f"{field}={value}", {field: value}, refused=(says,), mended=mended)
 
 
 @row("B1", "truncated at all places")
@@ -58,9 +58,11 @@ def sizes(t):
 def beyond(t):
     end = len(good(t).data)
     for says, field in (("L1 table", "l1_offset"), ("refcount table", "reftable_offset")):
-        yield from each(t, says, field, 1 << 40, 1 << 63, (1 << 64) - CLUSTER, (end // CLUSTER + 1) * CLUSTER)
+        yield from each(t, says, field, 1 << 40, 1 << 63, (1 << 64) - CLUSTER, (end // CLUSTER + 1) * CLUSTER,
+                        mended=field == "reftable_offset")
     for at in (1 << 40, 1 << 63, (1 << 64) - CLUSTER):
-        yield spoiled(t, f"snapshots at {at}", {"snapshots": 1, "snapshots_offset": at}, refused=("snapshot table",))
+        yield spoiled(t, f"snapshots at {at}", {"snapshots": 1, "snapshots_offset": at}, refused=("snapshot table",),
+                      mended=True)
 
 
 @row("B9", "probed raw that becomes another format")
@@ -165,9 +167,10 @@ def orders(t):
 @row("B21", "refcount table")
 def refcount_tables(t):
     yield from each(t, r"refcount table offset is \d+", "reftable_offset", 0, 1, 513, CLUSTER + 8)
-    yield from each(t, "refcount table is", "reftable_offset", 1 << 40)
-    yield from each(t, r"refcount table length is \d+", "reftable_clusters", 0, 2049, 1 << 20, 0xFFFFFFFF)
-    yield from each(t, "refcount table is", "reftable_clusters", 2048)
+    yield from each(t, "refcount table is", "reftable_offset", 1 << 40, mended=True)
+    yield from each(t, r"refcount table length is \d+", "reftable_clusters", 0, mended=True)
+    yield from each(t, r"refcount table length is \d+", "reftable_clusters", 2049, 1 << 20, 0xFFFFFFFF)
+    yield from each(t, "refcount table is", "reftable_clusters", 2048, mended=True)
 
 
 @row("B25", "L1 table")

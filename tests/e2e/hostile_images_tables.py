@@ -205,7 +205,8 @@ def zstd_clusters(t):
 def snapshot_tables(t):
     """The verbs on these images are tested in test_qcow2_snapshots.py."""
     for damage in test_qcow2_snapshots.AT_OPEN:
-        yield Hostile(damage.__name__, test_qcow2_snapshots.hostile(t, damage), refused=("snapshot",))
+        yield Hostile(damage.__name__, test_qcow2_snapshots.hostile(t, damage), refused=("snapshot",),
+                      mended=True)
 
 
 @row("B40", "L1 tables of snapshots")
