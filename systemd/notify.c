@@ -122,7 +122,8 @@ static void send_message(struct notify *notify, const char *message)
         log_debug("cannot notify the service manager: %s", strerror((int)-n));
 }
 
-static void send_state(struct notify *notify, const char *state, const char *format, va_list args)
+__attribute__((format(printf, 3, 0))) static void
+send_state(struct notify *notify, const char *state, const char *format, va_list args)
 {
     char status[NOTIFY_STATUS_MAX], printable[NOTIFY_STATUS_MAX];
     char message[STATE_MAX + sizeof("STATUS=") + NOTIFY_STATUS_MAX];
