@@ -308,7 +308,8 @@ class Evnbd(QemuNbd):
     peer = False
 
     def tls_options(self, endpoint):
-        return super().tls_options(endpoint) + (["--tls=on"] if endpoint.choice else [])
+        options = super().tls_options(endpoint)
+        return options + ["--tls=on"] if options and endpoint.choice else options
 
 
 class Nbdkit(Server):
