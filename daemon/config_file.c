@@ -42,11 +42,6 @@ struct reading {
     struct error *error;
 };
 
-static struct reading *reading_of(void *user)
-{
-    return user;
-}
-
 /* Puts the place before what is wrong there. */
 static int wrong(struct reading *r, int err)
 {
@@ -77,26 +72,20 @@ static const char *keep(struct config *config, const char *bytes)
 
 /* ---- Sections ---- */
 
-static void part_free(struct config_part *part)
-{
-    arguments_release(&part->arguments);
-    free(part->where);
-    free(part->label);
-    free(part);
-}
-
 static struct config_part *part_new(struct reading *r, const char *label)
 {
     struct config_part *part = calloc(1, sizeof(*part));
+    char where[PATH_MAX + 16];
 
     if (!part)
         return NULL;
+    snprintf(where, sizeof(where), "%s:%u", r->path, r->line);
     part->arguments = arguments_of_config();
-    part->label = strdup(label);
-    if (part->label && asprintf(&part->where, "%s:%u", r->path, r->line) >= 0)
+    part->label = keep(r->config, label);
+    part->where = keep(r->config, where);
+    if (part->label && part->where)
         return part;
-    part->where = NULL;
-    part_free(part);
+    free(part);
     return NULL;
 }
 
@@ -159,7 +148,7 @@ static int begin_section(struct reading *r, const char *title, size_t length)
 /* One line for inih, as fgets() would give it. NULL: no more, or something is wrong. */
 static char *next_line(char *out, int room, void *user)
 {
-    struct reading *r = reading_of(user);
+    struct reading *r = user;
     const char *line = r->next, *start;
     size_t length = strcspn(line, "\n");
 
@@ -189,7 +178,7 @@ static char *next_line(char *out, int room, void *user)
 /* inih: a name and a value. 0: it was wrong. */
 static int take_value(void *user, const char *section, const char *name, const char *value)
 {
-    struct reading *r = reading_of(user);
+    struct reading *r = user;
     const char *kept = keep(r->config, value);
     int err;
 
@@ -342,7 +331,8 @@ static void parts_fini(struct list *parts)
         struct config_part *part = list_entry(parts->next, struct config_part, link);
 
         list_remove(&part->link);
-        part_free(part);
+        arguments_release(&part->arguments);
+        free(part);
     }
 }
 

@@ -13,15 +13,15 @@
 struct config_part {
     struct list link;
     struct arguments arguments;
-    char *where; /* "FILE:LINE", of the section */
-    char *label;
+    const char *where; /* "FILE:LINE", of the section */
+    const char *label;
 };
 
 struct config {
     struct arguments server; /* [server] */
     struct list listeners;   /* struct config_part; in the order of the file, as is the next */
     struct list exports;
-    struct list texts; /* what the arguments point to */
+    struct list texts; /* what parts and arguments point to */
 };
 
 /*

@@ -29,12 +29,26 @@ static void set_detect_zeroes(struct nbd_export *e, const struct arguments *a)
         a->detect_zeroes == DETECT_ZEROES_UNMAP || own == NODE_DETECT_ZEROES_UNMAP;
 }
 
-static int make_export(struct disk_export *disk, struct error *error)
+/* Whether a client may come a second time while it is there. */
+static bool takes_several(const struct arguments *a, const struct arguments *common)
+{
+    return a->shared != 1 && common->shared != 1 && common->address_limit != 1;
+}
+
+/* What the server does for its only export, each of many does for itself. */
+static void set_limits(struct nbd_export *e, const struct arguments *a)
+{
+    e->clients_max = (unsigned)a->shared;
+    e->needs_tls = a->tls == TLS_USE_REQUIRE;
+}
+
+static int make_export(struct disk_export *disk, const struct arguments *common,
+                       struct error *error)
 {
     const struct arguments *a = disk->arguments;
-    struct nbd_export *e = nbd_export_new(a->export_name, a->description, disk->node,
-                                          a->read_only || !node_writable(disk->node),
-                                          a->shared != 1 && a->address_limit != 1);
+    struct nbd_export *e =
+        nbd_export_new(a->export_name, a->description, disk->node,
+                       a->read_only || !node_writable(disk->node), takes_several(a, common));
 
     if (!e)
         return error_set(error, ENOMEM, "Could not make the export: out of memory");
@@ -47,44 +61,46 @@ static int make_export(struct disk_export *disk, struct error *error)
     }
     e->probe_drivers = block_drivers;
     e->access = &disk->access.rules;
+    if (a != common)
+        set_limits(e, a);
     return add_contexts(e, a, error);
 }
 
-int disk_export_open(struct disk_export *disk, const struct arguments *arguments,
-                     const struct security *security, struct nbd_exports *exports,
-                     struct error *error)
+void disk_exports_init(struct disk_exports *disks, const struct arguments *common,
+                       const struct security *security, struct nbd_exports *exports)
 {
-    int err;
+    *disks = (struct disk_exports){.common = common, .security = security, .exports = exports};
+    list_init(&disks->list);
+}
 
-    *disk = (struct disk_export){
-        .arguments = arguments,
-        .context = image_context(arguments, security->objects),
-    };
-    err = security_access(security, arguments, &disk->access, error);
+static int open_disk(struct disk_exports *disks, struct disk_export *disk, struct error *error)
+{
+    const struct arguments *a = disk->arguments;
+    int err = security_access(disks->security, a, &disk->access, error);
+
     if (err == 0)
-        err = image_open(&disk->context, arguments, &disk->node, &disk->place, error);
+        err = image_open(&disk->context, a, &disk->node, &disk->place, error);
     if (err == 0)
-        err = make_export(disk, error);
+        err = make_export(disk, disks->common, error);
     if (err < 0)
         return err;
-    list_append(&exports->list, &disk->nbd_export->link);
-    if (!*arguments->export_name)
-        exports->default_export = disk->nbd_export;
+    list_append(&disks->exports->list, &disk->nbd_export->link);
+    if (!*a->export_name)
+        disks->exports->default_export = disk->nbd_export;
     return 0;
 }
 
-int disk_exports_add(struct list *disks, const struct arguments *arguments,
-                     const struct security *security, struct nbd_exports *exports,
+int disk_exports_add(struct disk_exports *disks, const struct arguments *arguments,
                      struct error *error)
 {
     struct disk_export *disk = calloc(1, sizeof(*disk));
-    int err;
 
     if (!disk)
         return error_set(error, ENOMEM, "Could not make the export: out of memory");
-    err = disk_export_open(disk, arguments, security, exports, error);
-    list_append(disks, &disk->link);
-    return err;
+    disk->arguments = arguments;
+    disk->context = image_context(arguments, disks->security->objects);
+    list_append(&disks->list, &disk->link);
+    return open_disk(disks, disk, error);
 }
 
 static void warn_about_probing(const struct disk_export *disk)
@@ -111,12 +127,10 @@ void disk_export_warn(const struct disk_export *disk)
                     a->offset, a->image);
 }
 
-int disk_export_close(struct disk_export *disk, bool served, struct error *error)
+static int close_disk(struct disk_export *disk, bool served, struct error *error)
 {
     int err = 0;
 
-    if (!disk->arguments)
-        return 0;
     if (served && node_writable(disk->node) && !(disk->node->flags & NODE_TEMPORARY)) {
         err = block_flush(disk->node);
         if (err < 0)
@@ -128,13 +142,13 @@ int disk_export_close(struct disk_export *disk, bool served, struct error *error
     return err;
 }
 
-int disk_exports_close(struct list *disks, bool served, struct error *error)
+int disk_exports_close(struct disk_exports *disks, bool served, struct error *error)
 {
     int first = 0;
 
-    while (!list_empty(disks)) {
-        struct disk_export *disk = list_entry(disks->next, struct disk_export, link);
-        int err = disk_export_close(disk, served, first < 0 ? NULL : error);
+    while (!list_empty(&disks->list)) {
+        struct disk_export *disk = list_entry(disks->list.next, struct disk_export, link);
+        int err = close_disk(disk, served, first < 0 ? NULL : error);
 
         if (first == 0)
             first = err;

@@ -19,36 +19,34 @@ struct disk_export {
     struct nbd_export *nbd_export;
 };
 
-/*
- * Opens the image and puts its export into `exports`, as `arguments` say; these, `security` and
- * `exports` outlive it.  In a coroutine.  Negative errno with a sentence; disk_export_close() in
- * any case.
- */
-int disk_export_open(struct disk_export *disk, const struct arguments *arguments,
-                     const struct security *security, struct nbd_exports *exports,
-                     struct error *error);
+/* All that a server has. */
+struct disk_exports {
+    struct list list; /* struct disk_export */
+    const struct arguments
+        *common; /* of the server; the same as of an export: it is its only one */
+    const struct security *security;
+    struct nbd_exports *exports; /* what clients are told of */
+};
+
+/* All but the list is the caller's, and outlives it. */
+void disk_exports_init(struct disk_exports *disks, const struct arguments *common,
+                       const struct security *security, struct nbd_exports *exports);
 
 /*
- * The same with a new one, which is put at the end of `disks` (struct disk_export), opened or not.
+ * Opens an image as `arguments` say, which outlive it, and puts its export before clients.  In a
+ * coroutine.  Negative errno with a sentence; what was opened is closed with the others.
  */
-int disk_exports_add(struct list *disks, const struct arguments *arguments,
-                     const struct security *security, struct nbd_exports *exports,
+int disk_exports_add(struct disk_exports *disks, const struct arguments *arguments,
                      struct error *error);
 
 /* Tells of what the operator may not have meant. */
 void disk_export_warn(const struct disk_export *disk);
 
 /*
- * Takes the export away, which no client uses any more, and closes the image; what clients have
- * written is written back first, if there were any: `served`.  In a coroutine.  A zeroed one is
- * fine.  Negative errno with a sentence when it could not be written back.
+ * Takes all exports away, which no client uses any more, and closes the images; what clients have
+ * written is written back first, if there were any: `served`.  In a coroutine.  Goes on when one
+ * cannot be written back: negative errno with a sentence about the first of these.
  */
-int disk_export_close(struct disk_export *disk, bool served, struct error *error);
-
-/*
- * The same for all in the list, which is empty then.  Goes on when one could not be written back;
- * `error` is about the first of these.
- */
-int disk_exports_close(struct list *disks, bool served, struct error *error);
+int disk_exports_close(struct disk_exports *disks, bool served, struct error *error);
 
 #endif

@@ -43,7 +43,7 @@ struct serve {
 
     struct security security;
     struct nbd_exports exports;
-    struct list disks; /* struct disk_export */
+    struct disk_exports disks;
     struct nbd_server *server;
     struct pid_file pid_file;
 
@@ -94,7 +94,7 @@ static void stop(struct serve *serve)
     reactor_timer_stop(&serve->status);
     notify_stopping(&serve->service->notify, "Stopping: %u client%s to finish with", serve->clients,
                     plural(serve->clients));
-    list_for_each(it, &serve->disks) node_stop(list_entry(it, struct disk_export, link)->node);
+    list_for_each(it, &serve->disks.list) node_stop(list_entry(it, struct disk_export, link)->node);
     nbd_server_stop(serve->server, DRAIN_LIMIT_NS);
 }
 
@@ -127,41 +127,22 @@ static void on_stopped(void *arg)
     reactor_stop();
 }
 
-static int open_disk(struct serve *serve, const struct arguments *arguments)
-{
-    return disk_exports_add(&serve->disks, arguments, &serve->security, &serve->exports,
-                            serve->error);
-}
-
-/* What the server does for its one export is done for each of many by the export. */
-static int open_configured(struct serve *serve, const struct config_part *part)
-{
-    int err = open_disk(serve, &part->arguments);
-    struct nbd_export *e;
-
-    if (err < 0) {
-        error_prefix(serve->error, "%s: ", part->where);
-        return err;
-    }
-    e = list_entry(serve->disks.prev, struct disk_export, link)->nbd_export;
-    e->clients_max = (unsigned)part->arguments.shared;
-    e->needs_tls = part->arguments.tls == TLS_USE_REQUIRE;
-    return 0;
-}
-
 /* In a coroutine. */
 static int open_disks(void *arg)
 {
     struct serve *serve = arg;
 
     if (!serve->config)
-        return open_disk(serve, serve->arguments);
+        return disk_exports_add(&serve->disks, serve->arguments, serve->error);
     list_for_each(it, &serve->config->exports)
     {
-        int err = open_configured(serve, list_entry(it, struct config_part, link));
+        const struct config_part *part = list_entry(it, struct config_part, link);
+        int err = disk_exports_add(&serve->disks, &part->arguments, serve->error);
 
-        if (err < 0)
+        if (err < 0) {
+            error_prefix(serve->error, "%s: ", part->where);
             return err;
+        }
     }
     return 0;
 }
@@ -314,7 +295,7 @@ static int start(struct serve *serve)
         err = pid_file_create(&serve->pid_file, a->pid_file, serve->error);
     if (err < 0)
         return err;
-    list_for_each(it, &serve->disks) tell_of(list_entry(it, struct disk_export, link));
+    list_for_each(it, &serve->disks.list) tell_of(list_entry(it, struct disk_export, link));
     err = daemonize_ready(&serve->service->daemonize, a->verbose, serve->error);
     if (err == 0)
         notify_ready(&serve->service->notify, "Serving '%s'", what_is_served(serve));
@@ -365,7 +346,7 @@ int serve_run(const struct arguments *arguments, const struct config *config,
         return start_err;
     raise_descriptor_limit();
     nbd_exports_init(&serve.exports);
-    list_init(&serve.disks);
+    disk_exports_init(&serve.disks, serve.common, &serve.security, &serve.exports);
     start_err = start(&serve);
     if (start_err == 0) {
         serve.served = true;

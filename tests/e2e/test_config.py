@@ -93,6 +93,13 @@ def test_settings_of_an_export(t):
           "what clients see")
 
 
+@cases(("", True), ("shared = 1", False), ("address-limit = 1", False))
+def test_several_connections_are_promised_where_they_may_come(t, setting, wanted):
+    serve(t, write(t, f"[server]\n{setting}\n[listen a]\nsocket = {t.path('a')}\n{sections(disks(t, 'one'))}"))
+    [export] = json.loads(run("nbdinfo", "--json", f"nbd+unix:///one?socket={t.path('a')}").stdout)["exports"]
+    equal(export["can_multi_conn"], wanted, "can_multi_conn")
+
+
 def test_conf_d(t):
     images = disks(t, "one", "two")
     os.mkdir(t.path("conf.d"))
