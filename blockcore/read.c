@@ -34,10 +34,10 @@ struct location {
     bool reused;          /* the storage may hold other data later */
 };
 
-/* A filter answers for itself: reads of it are passed on as they are. */
+/* Filters and protocols hold their bytes themselves: reads of them are passed on as they are. */
 static int map_node(struct node *node, uint64_t offset, uint64_t length, struct extent *ret)
 {
-    if (!is_filter(node))
+    if (!is_filter(node) && !is_protocol(node))
         return node->driver->map(node, offset, length, ret);
     *ret = (struct extent){
         .kind = EXTENT_DATA,

@@ -47,10 +47,10 @@ static void look_at(struct opened *o, struct node *node)
     o->detect_zeroes = node->detect_zeroes;
     if (node->file)
         o->file_flags = node->file->flags;
-    if (node->backing) {
+    if (node->backing)
         o->backing_flags = node->backing->flags;
+    if (node->backing && node->backing->file)
         o->backing_file_flags = node->backing->file->flags;
-    }
     assert_int_equal(block_read(node, &o->first, 1, 0), 0);
 }
 
@@ -152,6 +152,10 @@ static void test_backing(void **state)
     assert_int_equal(o.first, 'o');
     o = open_as("driver=qcow2,file.filename=disk.qcow2,backing.driver=raw,"
                 "backing.file.filename=other.raw,backing.offset=4k",
+                NULL, 0);
+    assert_int_equal(o.first, 'o');
+    o = open_as("driver=qcow2,file.filename=disk.qcow2,backing.driver=file,"
+                "backing.filename=other.raw",
                 NULL, 0);
     assert_int_equal(o.first, 'o');
     o = open_as("driver=qcow2,file.filename=disk.qcow2,backing=", NULL, 0);

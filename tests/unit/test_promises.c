@@ -272,6 +272,9 @@ static int act_prefetch(void *data)
     assert_int_equal(block_prefetch(node, MIB, 0), 0);
     assert_int_equal(reads, 0);
     assert_int_equal(block_prefetch(node, MIB, 1), -EINVAL);
+    /* The same of a file that is served without a format. */
+    assert_int_equal(block_prefetch(node->file, 512 * 1024, 65536), 0);
+    assert_true(reads > 0);
     node_unref(node);
     return 0;
 }
