@@ -119,7 +119,8 @@ static bool receive_once(struct nbd_connection *c, uint8_t *scratch)
     size_t kept = c->kept.length, room = c->large_writes ? LARGE_WRITES_BYTES : NBD_RECEIVE_BYTES;
     size_t payload, direct;
     bool all;
-    struct iovec iov[2] = {{.iov_base = nbd_payload_room(c, &payload, &all), .iov_len = payload},
+    uint8_t *place = nbd_payload_room(c, &payload, &all);
+    struct iovec iov[2] = {{.iov_base = place, .iov_len = payload},
                            {.iov_base = scratch + kept, .iov_len = room}};
     ssize_t n;
 
