@@ -143,6 +143,7 @@ static void part_main(void *arg)
     size_t all = job->received, part = align_down(begin + all, PART_ALIGN) - begin;
     int r;
 
+    coroutine_set_owner(job->connection);
     job->received = part;
     r = nbd_command_run(job);
     end_part(job, part, all - part, r);

@@ -2,6 +2,7 @@
 /* A disk in memory. The node's options carry the address of its struct as a number. */
 #include "tests/dialogue/ram_driver.h"
 
+#include "base/coroutine.h"
 #include "base/iov.h"
 #include "blockcore/drivers.h"
 #include "tests/support/support.h"
@@ -156,6 +157,7 @@ static int ram_pwritev(struct node *node, const struct iovec *iov, int iovcnt, u
     struct ram_disk *disk = disk_of(node);
 
     disk->writes++;
+    disk->writer = coroutine_owner();
     wait_if_slow(disk);
     if (disk->write_error)
         return disk->write_error;

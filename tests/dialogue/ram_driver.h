@@ -26,6 +26,7 @@ struct ram_disk {
     /* Calls that have begun, and the flags of the last zeroing. */
     unsigned reads, writes, zeroes, discards, flushes, maps;
     unsigned zero_flags;
+    const void *writer;  /* on whose behalf the last write is (coroutine_owner) */
     uint64_t changed;    /* bytes zeroed and discarded */
     struct list waiting; /* calls that wait, in order of arrival */
     unsigned waiting_count;

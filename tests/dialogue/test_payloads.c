@@ -193,6 +193,7 @@ static void test_parts(void **state)
 
     rig_init(&rig, &large);
     begin_parts(&rig, &c);
+    assert_non_null(rig.disk.writer); /* a throttle has to know whose part it is */
     ram_disk_release(&rig.disk, 2);
     send_rest(&c, LONG_BYTES + 77, 2 << 20, 1 << 20);
     client_expect_silence(&c);
