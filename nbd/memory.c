@@ -30,6 +30,11 @@ void nbd_share_fini(struct nbd_share *share)
     list_remove(&share->link);
 }
 
+bool nbd_share_is_full(const struct nbd_share *share, uint64_t bytes)
+{
+    return share->used + bytes > NBD_CONNECTION_BYTES_MAX;
+}
+
 static bool fits(const struct nbd_share *share, uint64_t bytes)
 {
     const struct nbd_memory *memory = share->memory;
@@ -37,7 +42,7 @@ static bool fits(const struct nbd_share *share, uint64_t bytes)
 
     if (wanted <= NBD_SHARE_FLOOR)
         return true;
-    if (wanted > NBD_CONNECTION_BYTES_MAX)
+    if (nbd_share_is_full(share, bytes))
         return false;
     return wanted + memory->used <= NBD_SERVER_BYTES_MAX;
 }

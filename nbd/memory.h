@@ -43,6 +43,8 @@ void nbd_share_fini(struct nbd_share *share);
 /* Whether `bytes` more may be taken. False: the share waits, and its `wake` is run when it may
  * help. */
 bool nbd_share_may_take(struct nbd_share *share, uint64_t bytes);
+/* Whether they are too many for one client, however little others hold. */
+bool nbd_share_is_full(const struct nbd_share *share, uint64_t bytes);
 /* Whether others hold so much that it may not take them even when it has given back all it has. */
 bool nbd_share_is_short(const struct nbd_share *share, uint64_t bytes);
 /* Whether it holds more than its floor while there is not enough for all. */

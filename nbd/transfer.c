@@ -107,7 +107,9 @@ static bool admit(struct nbd_connection *c, const struct nbd_request *request)
         return false;
     }
     if (!nbd_share_may_take(&c->share, nbd_job_memory(request))) {
-        nbd_payloads_give_way(c->owner);
+        /* At its own limit it is not others who keep memory from it. */
+        if (!nbd_share_is_full(&c->share, nbd_job_memory(request)))
+            nbd_payloads_give_way(c->owner);
         c->narrow = goes_narrow(c, request);
         c->paused = !c->narrow;
         if (c->paused)

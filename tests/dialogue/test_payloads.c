@@ -210,6 +210,33 @@ static void test_parts(void **state)
     rig_fini(&rig);
 }
 
+/* A client that is at its own limit does not make others write in parts. */
+static void test_limit_of_another(void **state)
+{
+    struct rig rig;
+    struct client c, greedy;
+
+    rig_init(&rig, &large);
+    rig.disk.slow = true;
+    client_enter(&c, &rig);
+    begin_write(&c, 1, 77, 8 << 20, 3 << 20);
+    client_enter(&greedy, &rig);
+    for (unsigned i = 0; i < 3; i++)
+        client_request(&greedy, NBD_CMD_READ, 0, i, 0, LONG_BYTES);
+    rig_pump();
+    assert_int_equal(rig.disk.reads, 2);
+    assert_int_equal(rig.disk.writes, 0);
+    rig.disk.slow = false;
+    ram_disk_release_all(&rig.disk);
+    send_rest(&c, 77, 8 << 20, 3 << 20);
+    client_expect(&c, 1, NBD_SUCCESS);
+    assert_int_equal(rig.disk.writes, 1);
+    client_free(&greedy);
+    client_free(&c);
+    rig_await_no_clients(&rig);
+    rig_fini(&rig);
+}
+
 /* A part that cannot be written: the request fails at once, and its rest is skipped. */
 static void test_part_that_fails(void **state)
 {
@@ -265,6 +292,7 @@ int main(void)
         cmocka_unit_test(test_payloads_that_go_on),
         cmocka_unit_test(test_crowd),
         cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_limit_of_another),
         cmocka_unit_test(test_part_that_fails),
         cmocka_unit_test(test_end_within_a_part),
     };

@@ -63,6 +63,9 @@ static void test_one_client(void **state)
 {
     assert_int_equal(be_greedy(&clients[0], 32 << 20), NBD_CONNECTION_BYTES_MAX);
     assert_int_equal(memory.used, NBD_CONNECTION_BYTES_MAX);
+    assert_false(nbd_share_is_full(&clients[0].share, 0));
+    assert_true(nbd_share_is_full(&clients[0].share, 1));
+    assert_false(nbd_share_is_full(&clients[1].share, NBD_CONNECTION_BYTES_MAX));
 }
 
 /* However greedy, all stay below the limit but for the floors, and a newcomer has its floor. */
