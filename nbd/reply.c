@@ -175,6 +175,15 @@ void nbd_reply_error(struct nbd_connection *c, const struct nbd_request *request
     reply_error(c, request, error, text, NULL);
 }
 
+static const char *cause_of(const struct nbd_connection *c, int err)
+{
+    if (err == -ENODATA)
+        return "the image has become shorter";
+    if (err != -ESHUTDOWN || !nbd_connection_gives_up(c))
+        return strerror(-err);
+    return c->cancelling ? "the server is shutting down" : "its connection has ended";
+}
+
 /* Why the block layer refused, in a sentence for the client's user. Returns the wire's error. */
 static uint32_t explain(const struct nbd_connection *c, const struct nbd_request *request, int err,
                         uint64_t offset, char *text)
@@ -195,8 +204,7 @@ static uint32_t explain(const struct nbd_connection *c, const struct nbd_request
                  name);
     else
         snprintf(text, TEXT_MAX, "%s of export '%s' failed at byte %" PRIu64 ": %s",
-                 nbd_command_name(request->command), name, offset,
-                 err == -ENODATA ? "the image has become shorter" : strerror(-err));
+                 nbd_command_name(request->command), name, offset, cause_of(c, err));
     /* On the wire ENOTSUP has one meaning, the one above. */
     return err == -ENOTSUP ? NBD_EINVAL : nbd_error_from_errno(err);
 }

@@ -131,6 +131,8 @@ static void test_stop(void **state)
         ram_disk_release_all(&rig.disk);
         client_await(&c, &x);
         assert_non_null(strstr(answer_log(&x.answers[0]), "ESHUTDOWN"));
+        if (mode != NBD_MODE_SIMPLE)
+            assert_non_null(strstr(x.answers[0].text, "the server is shutting down"));
         client_expect_close(&c);
         assert_int_equal(pieces(&rig), 2);
         exchange_free(&x);
