@@ -8,6 +8,8 @@
 
 #define RATE_MAX UINT64_C(1000000000000000) /* a burst of it still fits a double to the byte */
 #define NS_PER_S 1e9
+/* A day: what a range of any length has to wait for may not fit the nanoseconds of a timer. */
+#define WAIT_MAX_S 86400.0
 /* Without a burst, a bucket holds what may be done in so many parts of a second. */
 #define PARTS 10
 
@@ -192,6 +194,8 @@ int64_t throttle_wait_ns(const struct throttle_limits *limits, enum throttle_dir
 
         wait = one > wait ? one : wait;
     }
+    if (wait > WAIT_MAX_S)
+        wait = WAIT_MAX_S;
     /* A little more, so that rounding never makes it too early. */
     return wait > 0 ? (int64_t)(wait * NS_PER_S) + 1 : 0;
 }

@@ -56,7 +56,7 @@ bool throttle_is_limited(const struct throttle_limits *limits, enum throttle_dir
 /* Lets the buckets leak up to `now_ns`, which never goes back. */
 void throttle_leak(struct throttle_limits *limits, int64_t now_ns);
 
-/* Nanoseconds from leaked_ns on until a request may be done; 0: now. */
+/* Nanoseconds from leaked_ns on until a request may be done, or is to ask again; 0: now. */
 int64_t throttle_wait_ns(const struct throttle_limits *limits, enum throttle_direction direction);
 
 /* Counts a request. */

@@ -2,6 +2,7 @@
 /* The filter `throttle`, in simulated time: rates, bursts, who waits for whom, and its options. */
 #include "base/reactor.h"
 #include "blockcore/block.h"
+#include "blockcore/filter/throttle_limits.h"
 #include "tests/support/filter_stage.h"
 
 #include <errno.h>
@@ -99,6 +100,20 @@ static void test_bursts(void **state)
                0, bursts);
     stage_play("driver=throttle,limits.bps-read=1000000,limits.bps-read-max=4000000" RAW, 0,
                bursts_at_once);
+}
+
+/* The time after which a huge range is paid for cannot be told: but there is something to wait for.
+ */
+static void test_huge_range(void **state)
+{
+    struct throttle_limits limits = {.config.limits[THROTTLE_BPS_WRITE].rate = 1};
+    int64_t wait;
+
+    throttle_count(&limits, THROTTLE_WRITE, OFFSET_MAX);
+    wait = throttle_wait_ns(&limits, THROTTLE_WRITE);
+    assert_true(wait > 0 && wait < INT64_MAX / 2);
+    throttle_leak(&limits, wait);
+    assert_true(throttle_wait_ns(&limits, THROTTLE_WRITE) > 0);
 }
 
 /* ---- Several clients ---- */
@@ -213,6 +228,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_totals, stage_setup, stage_teardown),
         cmocka_unit_test_setup_teardown(test_requests, stage_setup, stage_teardown),
         cmocka_unit_test_setup_teardown(test_bursts, stage_setup, stage_teardown),
+        cmocka_unit_test(test_huge_range),
         cmocka_unit_test_setup_teardown(test_fairness, stage_setup, stage_teardown),
         cmocka_unit_test_setup_teardown(test_bad_options, stage_setup, stage_teardown),
     };
