@@ -170,3 +170,12 @@ bool bytes_are_utf8(const void *text, size_t length)
     }
     return true;
 }
+
+int bytes_hex_digit(uint8_t c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    if (c >= 'a' && c <= 'f')
+        return c - 'a' + 10;
+    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}

@@ -88,4 +88,7 @@ size_t bytes_utf8_sequence(const void *text, size_t length);
 /* Whether `text` of `length` bytes is valid UTF-8 without NUL (RFC 3629, no overlong forms). */
 bool bytes_are_utf8(const void *text, size_t length);
 
+/* The value of a hexadecimal digit in ASCII, -1 when it is none. */
+int bytes_hex_digit(uint8_t c);
+
 #endif

@@ -5,6 +5,7 @@
  */
 #include "base/nbd_uri.h"
 
+#include "base/bytes.h"
 #include "base/checked.h"
 
 #include <errno.h>
@@ -58,13 +59,6 @@ static char *cut(char *text, const char *characters)
     return at + 1;
 }
 
-static int hex_digit(char c)
-{
-    const char *digits = "0123456789abcdef", *at = c ? strchr(digits, c | 0x20) : NULL;
-
-    return at ? (int)(at - digits) : -1;
-}
-
 /* Decodes in place. */
 static int decode(char *text, struct error *error)
 {
@@ -77,8 +71,8 @@ static int decode(char *text, struct error *error)
             *to++ = *from;
             continue;
         }
-        high = hex_digit(from[1]);
-        low = high >= 0 ? hex_digit(from[2]) : -1;
+        high = bytes_hex_digit((uint8_t)from[1]);
+        low = high >= 0 ? bytes_hex_digit((uint8_t)from[2]) : -1;
         if (low < 0 || high + low == 0)
             return error_set(error, EINVAL,
                              "'%%' has to be followed by two hexadecimal digits that are not 00, "

@@ -17,15 +17,6 @@
 /* Bytes of the shortest good line: a name, the colon, a key. */
 #define LINE_MIN (1 + 1 + 2 * PSK_KEY_MIN)
 
-static int hex_digit(uint8_t c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-}
-
 /* What is wrong with the line, or NULL and it is in *ret. */
 static const char *parse_line(struct psk_key *ret, const uint8_t *line, size_t length)
 {
@@ -41,7 +32,7 @@ static const char *parse_line(struct psk_key *ret, const uint8_t *line, size_t l
     if (digits % 2 != 0 || digits < (size_t)2 * PSK_KEY_MIN || digits > (size_t)2 * PSK_KEY_MAX)
         return "the key must have 16 to 128 hexadecimal digits, an even number of them";
     for (size_t i = 0; i < digits; i++) {
-        int digit = hex_digit(colon[1 + i]);
+        int digit = bytes_hex_digit(colon[1 + i]);
 
         if (digit < 0)
             return "the key has a character that is no hexadecimal digit";

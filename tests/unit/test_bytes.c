@@ -238,6 +238,18 @@ static void test_utf8(void **state)
     assert_int_equal(bytes_utf8_sequence("\xf0\x9f\x98\x80x", 3), 0);
 }
 
+static void test_hex_digit(void **state)
+{
+    static const char digits[] = "0123456789abcdefABCDEF";
+
+    for (int c = 0; c < 256; c++) {
+        const char *at = c ? strchr(digits, c) : NULL;
+        int value = at ? (int)(at - digits) : -1;
+
+        assert_int_equal(bytes_hex_digit((uint8_t)c), value < 16 ? value : value - 6);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -245,6 +257,7 @@ int main(void)
         cmocka_unit_test(test_reader_cut), cmocka_unit_test(test_reader_failure_sticks),
         cmocka_unit_test(test_writer),     cmocka_unit_test(test_writer_full),
         cmocka_unit_test(test_zero),       cmocka_unit_test(test_utf8),
+        cmocka_unit_test(test_hex_digit),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

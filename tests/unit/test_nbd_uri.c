@@ -94,6 +94,7 @@ static void test_bad(void **state)
         {"nbd://host/%", "two hexadecimal digits"},
         {"nbd://host/%4", "two hexadecimal digits"},
         {"nbd://host/%4g", "two hexadecimal digits"},
+        {"nbd://host/%4\x11", "two hexadecimal digits"},
         {"nbd://host/a%00b", "not 00"},
         {"nbd://ho%zzst", "two hexadecimal digits"},
         {"nbd://%@host", "two hexadecimal digits"},
