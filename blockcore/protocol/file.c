@@ -85,7 +85,7 @@ static int open_descriptor(struct file *file, unsigned flags, struct error *erro
     do {
         file->fd = file->beneath ? open_beneath(file, mode)
                                  : sys->openat(AT_FDCWD, file->filename, mode, 0);
-    } while (file->fd == -EINTR || file->fd == -EAGAIN);
+    } while (file->fd == -EINTR);
     if (file->fd >= 0)
         return 0;
     if (file->beneath && (file->fd == -ENOSYS || file->fd == -ELOOP || file->fd == -EXDEV))

@@ -7,6 +7,7 @@
 #include "blockcore/block.h"
 #include "blockcore/create.h"
 #include "blockcore/drivers.h"
+#include "tests/support/fault.h"
 #include "tests/support/sim_engine.h"
 #include "tests/support/support.h"
 
@@ -227,6 +228,18 @@ static void test_engines(void **state)
                    "'aio' of a file must be one of threads, native, io_uring, not 'fast'");
 }
 
+/* A file that another process has a lease on: who asked again until it is given back would spin. */
+static void test_leased_file(void **state)
+{
+    fault_install();
+    fault_arm(&(struct fault_plan){.calls = FAULT_OPENAT, .nth = 1, .error = EAGAIN});
+    assert_refused("driver=file,filename=base.raw", 0, EAGAIN, "cannot open 'base.raw'");
+    fault_arm(&(struct fault_plan){.calls = FAULT_OPENAT, .nth = 1, .error = EINTR});
+    assert_int_equal(open_as("driver=file,filename=base.raw", NULL, 0).result, 0);
+    assert_true(fault_fired());
+    fault_remove();
+}
+
 static void test_bad_values_name_the_key(void **state)
 {
     static const char *const rows[][2] = {
@@ -251,6 +264,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_nothing_gets_more_than_it_may, setup, teardown),
         cmocka_unit_test_setup_teardown(test_detecting_zeroes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_engines, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_leased_file, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_values_name_the_key, setup, teardown),
     };
 
