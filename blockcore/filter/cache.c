@@ -202,8 +202,8 @@ static int read_part(struct node *node, const struct iovec *iov, int iovcnt, uin
     }
     if (range_within(offset, length, node->size) && !find(cache, index)) {
         block = add(cache, index);
-        if (block)
-            return load(node, block, iov, iovcnt, skip, length);
+        if (block && load(node, block, iov, iovcnt, skip, length) == 0)
+            return 0; /* else what cannot be read may be the rest of the block */
     }
     return block_readv(node->file, iov, iovcnt, offset);
 }

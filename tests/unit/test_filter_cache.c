@@ -109,11 +109,24 @@ static void equals_a_model(struct node *node)
     free(got);
 }
 
+/* What cannot be read is no reason to fail a read of what lies beside it. */
+static void reads_beside_errors(struct node *node)
+{
+    assert_int_equal(stage_read(node, 524288, 4096), 0);
+    assert_int_equal(stage_read(node, 524288 + 4096, 512), -EIO);
+    assert_int_equal(stage_read(node, 524288, 4096), 0);
+    assert_int_equal(stage_read(node, 524288 + 4608, 512), 0);
+}
+
 static void test_cache(void **state)
 {
     stage_play("driver=cache,limit=16k,block-size=4k," SLOW, 0, caches);
     stage_play("driver=cache,block-size=4k," SLOW, NODE_WRITABLE | NODE_UNMAP,
                drops_what_is_written);
+    stage_play(
+        "driver=cache,file.driver=error,file.operation=read,file.offset=528384,file.size=512,"
+        "file.file.driver=raw,file.file.file.filename=disk.raw",
+        0, reads_beside_errors);
 }
 
 static void test_cache_and_writes(void **state)
