@@ -7,8 +7,9 @@
  * reap step empties.  The event descriptor is readable exactly while `done` is not empty (both
  * change under the lock), so that the loop wakes once for each batch and never for nothing.
  *
- * Threads are joined, never detached: a slot whose thread has ended by itself is joined when the
- * slot is needed again, or in the end.
+ * Threads are joined: a slot whose thread has ended by itself is joined when the slot is needed
+ * again, or in the end.  Only a thread with a job that may never end is left behind by the end of
+ * the pool; its slot is taken again when it has ended, by whatever pool there is then.
  */
 #include "base/worker.h"
 
@@ -29,11 +30,11 @@
 
 #define IDLE_SECONDS 10
 
+/* Modules of PAM and of the C library's name service run here. */
 #if defined(SANITIZE_ADDRESS) || defined(SANITIZE_THREAD)
 #define STACK_SIZE ((size_t)1 << 20)
 #else
-#define STACK_SIZE                                                                                 \
-    ((size_t)512 << 10) /* modules of PAM and of the C library's name service run here */
+#define STACK_SIZE ((size_t)512 << 10)
 #endif
 
 enum slot_state { SLOT_FREE, SLOT_RUNNING, SLOT_ENDED };

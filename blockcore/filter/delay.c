@@ -41,7 +41,6 @@ static int delay_open(struct node *node, struct node_open *open, struct error *e
 
     list_init(&delay->sleepers);
     err = options_take(open->options, delay_options, delay, "driver 'delay'", error);
-
     if (err < 0)
         return err;
     for (unsigned i = 0; i < OPERATIONS; i++) {

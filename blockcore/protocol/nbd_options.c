@@ -59,7 +59,7 @@ static int out_of_memory(struct error *error)
     return error_set(error, ENOMEM, "out of memory");
 }
 
-/* Sets a member that is not set yet; `text` NULL: there is nothing to set. */
+/* Sets a member, in place of what it was; `text` NULL: it stays. */
 static int set(char **member, const char *text, size_t length, struct error *error)
 {
     if (!text)
@@ -92,7 +92,7 @@ static int take_uri(struct nbd_options *o, const struct nbd_uri *uri, struct err
         err = set_string(&o->tls_psk_file, uri->tls_psk_file, error);
     if (err == 0)
         err = set_string(&o->tls_username, uri->user, error);
-    if (err == 0 && uri->tls_hostname)
+    if (err == 0)
         err = set_string(&o->tls_hostname, uri->tls_hostname, error);
     o->tls = uri->tls;
     if (err == 0 && !uri->tls && (uri->tls_certificates || uri->tls_psk_file || uri->tls_hostname))
