@@ -10,10 +10,9 @@
 #include "base/file_read.h"
 #include "daemon/image_name.h"
 
+#include <dirent.h>
 #include <errno.h>
-#include <glob.h>
 #include <ini.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -232,27 +231,56 @@ static int read_one(struct reading *r, const char *path)
     return err;
 }
 
+static int is_part(const struct dirent *entry)
+{
+    static const char suffix[] = ".conf";
+    size_t length = strlen(entry->d_name);
+
+    return *entry->d_name != '.' && length > strlen(suffix) &&
+           !strcmp(entry->d_name + length - strlen(suffix), suffix);
+}
+
+static int read_entry(struct reading *r, const char *folder, const char *name)
+{
+    char *path;
+    int err;
+
+    if (asprintf(&path, "%s/%s", folder, name) < 0)
+        return error_set(r->error, ENOMEM, "out of memory");
+    err = read_one(r, path);
+    free(path);
+    return err;
+}
+
+static int read_entries(struct reading *r, const char *folder)
+{
+    struct dirent **entries;
+    int count = scandir(folder, &entries, is_part, alphasort), err = 0;
+
+    if (count < 0 && errno == ENOENT)
+        return 0;
+    if (count < 0)
+        return error_set_errno(r->error, errno, "Could not look for '*.conf' in '%s'", folder);
+    for (int i = 0; i < count; i++) {
+        if (err == 0)
+            err = read_entry(r, folder, entries[i]->d_name);
+        free(entries[i]);
+    }
+    free(entries);
+    return err;
+}
+
 /* The files *.conf of conf.d beside `path`. */
 static int read_folder(struct reading *r, const char *path)
 {
     const char *slash = strrchr(path, '/');
-    char pattern[PATH_MAX];
-    glob_t found;
-    int err = 0;
+    char *folder;
+    int err;
 
-    snprintf(pattern, sizeof(pattern), "%.*sconf.d/*.conf", slash ? (int)(slash - path + 1) : 0,
-             path);
-    switch (glob(pattern, 0, NULL, &found)) {
-    case 0:
-        break;
-    case GLOB_NOMATCH:
-        return 0;
-    default:
-        return error_set(r->error, EIO, "Could not look for '%s'", pattern);
-    }
-    for (size_t i = 0; i < found.gl_pathc && err == 0; i++)
-        err = read_one(r, found.gl_pathv[i]);
-    globfree(&found);
+    if (asprintf(&folder, "%.*sconf.d", slash ? (int)(slash - path + 1) : 0, path) < 0)
+        return error_set(r->error, ENOMEM, "out of memory");
+    err = read_entries(r, folder);
+    free(folder);
     return err;
 }
 

@@ -111,6 +111,21 @@ def test_conf_d(t):
     equal(re.findall('export="(.*)"', listed), ["one", "two"], "exports")
 
 
+def test_conf_d_beside_any_name(t):
+    """No byte of the folder's name is a pattern."""
+    folder = t.path("a[b]*?")
+    os.makedirs(os.path.join(folder, "conf.d"))
+    write(t, "[nonsense]", os.path.join(folder, "conf.d", "a.conf"))
+    config = write(t, sections(disks(t, "one")), os.path.join(folder, "evnbd.conf"))
+    refused_command([EVNBD, f"--check-config={config}"], [re.escape(f"{folder}/conf.d/a.conf:1: [nonsense]")])
+
+
+def test_conf_d_that_cannot_be_read(t):
+    config = write(t, sections(disks(t, "one")))
+    write(t, "no folder", "conf.d")
+    refused_command([EVNBD, f"--check-config={config}"], [f"'{t.path('conf.d')}': Not a directory"])
+
+
 def test_clients_of_an_export_are_limited(t):
     images = disks(t, "one", "two")
     serve(t, write(t, f"[listen a]\nsocket = {t.path('a')}\n" + sections(images).replace("[export two]",
