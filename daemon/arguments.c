@@ -59,6 +59,14 @@ static const struct cli_word tls_words[] = {
     {NULL, 0},
 };
 
+static void note_given(void *target, const struct cli_row *row)
+{
+    struct arguments *a = target;
+
+    if (!a->not_beside_config && row->group != GROUP_PROCESS)
+        a->not_beside_config = row->name;
+}
+
 static int end_of_parsing(void *target, const struct cli_row *row, struct error *error)
 {
     return 1;
@@ -620,6 +628,7 @@ const struct cli arguments_cli = {
     .later = later,
     .later_of = "qemu-nbd",
     .groups = groups,
+    .given = note_given,
 };
 
 /* What depends on the action, as far as the line did not say. */

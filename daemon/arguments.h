@@ -25,12 +25,13 @@ enum tls_use { TLS_USE_DEFAULT, TLS_USE_OFF, TLS_USE_ON, TLS_USE_REQUIRE };
 enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 
 struct arguments {
-    int action;             /* enum arguments_action */
-    const char *image;      /* path, or options */
-    const char *config;     /* configuration file that names the images, or NULL */
-    bool json;              /* of ACTION_LIST */
-    struct nbd_uri uri;     /* of ACTION_LIST; its strings are used below */
-    const char *per_device; /* the first option that says what or how to serve; NULL: none */
+    int action;                    /* enum arguments_action */
+    const char *image;             /* path, or options */
+    const char *config;            /* configuration file that names the images, or NULL */
+    bool json;                     /* of ACTION_LIST */
+    struct nbd_uri uri;            /* of ACTION_LIST; its strings are used below */
+    const char *per_device;        /* the first option that says what or how to serve; NULL: none */
+    const char *not_beside_config; /* the first option that --config does not go with; NULL: none */
 
     const char *port;   /* number or service name; NULL: the protocol's own */
     const char *bind;   /* host name or address; "": all; NULL: all of IPv4, or this machine */

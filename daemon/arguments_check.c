@@ -197,43 +197,14 @@ static int check_list(const struct arguments *a, struct error *error)
     return 0;
 }
 
-/* What the file says, or has no meaning with it. */
 static int check_config(const struct arguments *a, struct error *error)
 {
-    const struct {
-        bool given;
-        const char *option;
-    } options[] = {
-        {a->action == ACTION_LIST, "--list"},
-        {a->port, "--port"},
-        {a->bind, "--bind"},
-        {a->socket, "--socket"},
-        {a->shared != 1, "--shared"},
-        {a->address_limit, "--address-limit"},
-        {a->idle_timeout, "--idle-timeout"},
-        {a->oldstyle, "--oldstyle"},
-        {a->tls_certificates, "--tls-certificates"},
-        {a->tls_psk, "--tls-psk"},
-        {a->tls_creds, "--tls-creds"},
-        {a->allowed.count, "--allow"},
-        {a->objects.count, "--object"},
-        {a->key_secret, "--key-secret"},
-        {a->image_opts, "--image-opts"},
-        {a->read_only, "--read-only"},
-        {a->allow_writers, "--allow-writers"},
-        {a->overlay, "--snapshot"},
-        {a->partition, "--partition"},
-    };
-
-    for (size_t i = 0; i < ARRAY_SIZE(options); i++)
-        if (options[i].given)
-            return error_set(error, EINVAL, "%s cannot be used with --config: the file says it",
-                             options[i].option);
-    if (a->per_device)
-        return error_set(error, EINVAL,
-                         "options of an export cannot be used with --config: they belong into the "
-                         "section of the export");
-    return 0;
+    if (!a->not_beside_config)
+        return 0;
+    return error_set(error, EINVAL,
+                     "--%s cannot be used with --config: what is served, and how, is for the file "
+                     "to say",
+                     a->not_beside_config);
 }
 
 int arguments_check_server(const struct arguments *arguments, struct error *error)

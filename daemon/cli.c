@@ -244,6 +244,13 @@ static int apply_row(struct parser *p, const struct cli_row *row, const char *va
     return ret;
 }
 
+static int apply_given(struct parser *p, const struct cli_row *row, const char *value)
+{
+    if (p->cli->given)
+        p->cli->given(p->target, row);
+    return apply_row(p, row, value);
+}
+
 int cli_parse(const struct cli *cli, void *target, int argc, char **argv, int *ret_first,
               bool *ret_hint, struct error *error)
 {
@@ -266,7 +273,7 @@ int cli_parse(const struct cli *cli, void *target, int argc, char **argv, int *r
         else if (value == ':')
             ret = missing_argument(&p, argv[optind - 1]);
         else
-            ret = apply_row(&p, row_by_value(cli, value), optarg);
+            ret = apply_given(&p, row_by_value(cli, value), optarg);
     }
     *ret_first = optind;
     return ret < 0 ? ret : 0;

@@ -78,6 +78,8 @@ struct cli {
     const struct cli_later *later; /* they count where a name is abbreviated */
     const char *later_of;          /* the other program's name */
     const char *const *groups;     /* titles by group number; NULL ends */
+    /* Called for each option of the command line, before its target is set; may be NULL. */
+    void (*given)(void *target, const struct cli_row *row);
 };
 
 /*

@@ -185,7 +185,8 @@ def test_missing(t):
 
 
 @cases("--port=1", "--bind=::1", "--socket=/x", "--shared=2", "--read-only", "--format=raw", "--snapshot", "--list",
-       "--partition=1", "--tls-psk=x", "--object=secret,id=a,data=b", "--allow=uid=0", "--image-opts")
+       "--partition=1", "--tls-psk=x", "--object=secret,id=a,data=b", "--allow=uid=0", "--image-opts",
+       "--tls=require", "--selinux-label=x", "--handshake-limit=3", "--tls-check")
 def test_options_that_belong_into_the_file(t, option):
     config = write(t, sections(disks(t, "one")))
     refused_command([EVNBD, f"--config={config}", option], ["cannot be used with --config"])
