@@ -3,12 +3,11 @@
 #include "tls/certificate_check.h"
 
 #include "base/checked.h"
-#include "base/sys.h"
+#include "tls/dates.h"
 #include "tls/material.h"
 
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 
 int tls_chain_read(struct tls_chain *chain, const struct tls_file *file, struct error *error)
 {
@@ -36,22 +35,17 @@ void tls_chain_free(struct tls_chain *chain)
 static int check_dates(gnutls_x509_crt_t certificate, const struct tls_file *file,
                        struct error *error)
 {
-    const time_t now = (time_t)(sys->realtime_ns() / INT64_C(1000000000));
+    const time_t now = tls_now(NULL);
     const time_t begin = gnutls_x509_crt_get_activation_time(certificate);
     const time_t end = gnutls_x509_crt_get_expiration_time(certificate);
-    struct tm tm;
-    char day[32];
+    char moment[TLS_DATE_MAX];
 
-    if (begin != (time_t)-1 && now < begin) {
-        strftime(day, sizeof(day), "%F %T UTC", gmtime_r(&begin, &tm));
+    if (begin != (time_t)-1 && now < begin)
         return error_set(error, EINVAL, "Unable to use %s '%s': it is not valid before %s",
-                         file->label, file->path, day);
-    }
-    if (end != (time_t)-1 && now > end) {
-        strftime(day, sizeof(day), "%F %T UTC", gmtime_r(&end, &tm));
+                         file->label, file->path, tls_moment(begin, moment));
+    if (end != (time_t)-1 && now > end)
         return error_set(error, EINVAL, "Unable to use %s '%s': it has expired on %s", file->label,
-                         file->path, day);
-    }
+                         file->path, tls_moment(end, moment));
     return 0;
 }
 

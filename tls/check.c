@@ -6,8 +6,8 @@
 #include "tls/check.h"
 
 #include "base/checked.h"
-#include "base/sys.h"
 #include "tls/certificate_check.h"
+#include "tls/dates.h"
 #include "tls/material.h"
 #include "tls/psk_table.h"
 #include "tls/revocation.h"
@@ -17,7 +17,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <gnutls/abstract.h>
 
@@ -80,19 +79,6 @@ static void read_chain(struct look *look, struct tls_chain *chain, const struct 
 
 /* ---- Certificates ---- */
 
-static time_t now_seconds(void)
-{
-    return (time_t)(sys->realtime_ns() / INT64_C(1000000000));
-}
-
-static const char *date_of(time_t at, char out[32])
-{
-    struct tm tm;
-
-    strftime(out, 32, "%F", gmtime_r(&at, &tm));
-    return out;
-}
-
 static const char *name_of(gnutls_x509_crt_t certificate, char *out, size_t size)
 {
     if (gnutls_x509_crt_get_dn(certificate, out, &size) < 0)
@@ -112,21 +98,21 @@ static void describe(struct look *look, const struct tls_chain *chain)
 {
     gnutls_x509_crt_t first = chain->certificates[0];
     const time_t end = gnutls_x509_crt_get_expiration_time(first);
-    char name[256], issuer[256], day[32];
+    char name[256], issuer[256], day[TLS_DATE_MAX];
     unsigned bits = 0;
     int algorithm = gnutls_x509_crt_get_pk_algorithm(first, &bits);
 
-    if (end < now_seconds()) /* which tls_chains_check() tells as a problem */
+    if (end < tls_now(NULL)) /* which tls_chains_check() tells as a problem */
         return;
     say(look, true, "%s '%s' is of '%s', issued by '%s', with a key %s of %u bits, good until %s",
         chain->file->label, chain->file->path, name_of(first, name, sizeof(name)),
         issuer_of(first, issuer, sizeof(issuer)),
-        gnutls_pk_get_name((gnutls_pk_algorithm_t)algorithm), bits, date_of(end, day));
+        gnutls_pk_get_name((gnutls_pk_algorithm_t)algorithm), bits, tls_day(end, day));
 }
 
 static void check_soon(struct look *look, const struct tls_chain *chain)
 {
-    const time_t now = now_seconds();
+    const time_t now = tls_now(NULL);
     const time_t end = gnutls_x509_crt_get_expiration_time(chain->certificates[0]);
 
     if (end > now && end - now < DAYS_SOON * DAY_SECONDS)
@@ -263,11 +249,11 @@ static void check_revoked(struct look *look, const struct tls_revocation *revoca
 {
     const time_t overdue = tls_revocation_overdue(revocation);
     const char *path = revocation->file->path;
-    char day[32];
+    char day[TLS_DATE_MAX];
 
     if (overdue != 0)
         say(look, false, "the revocation list '%s' should have been replaced by a newer one on %s",
-            path, date_of(overdue, day));
+            path, tls_day(overdue, day));
     if (look->own.count > 0 &&
         gnutls_x509_crt_check_revocation(look->own.certificates[0],
                                          (const gnutls_x509_crl_t *)revocation->lists,

@@ -12,8 +12,8 @@
 #include "base/checked.h"
 #include "base/log.h"
 #include "base/path.h"
-#include "base/sys.h"
 #include "base/worker.h"
+#include "tls/dates.h"
 #include "tls/material.h"
 #include "tls/priority.h"
 
@@ -21,7 +21,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* What is parsed on the loop: about 10 ms of it. */
 #define AT_ONCE_BYTES (64 * 1024)
@@ -48,15 +47,6 @@ struct reload {
     struct error error;
     int result; /* 0: `fresh`, else negative errno and `error` */
 };
-
-static time_t now(time_t *ret)
-{
-    time_t seconds = (time_t)(sys->realtime_ns() / INT64_C(1000000000));
-
-    if (ret)
-        *ret = seconds;
-    return seconds;
-}
 
 /* ---- Setting up ---- */
 
@@ -169,15 +159,13 @@ static int set_priority(struct tls_credentials *c, struct error *error)
 
 static void warn_of_old_list(const struct tls_credentials *c, time_t overdue)
 {
-    struct tm tm;
-    char day[32];
+    char day[TLS_DATE_MAX];
 
     if (overdue == 0)
         return;
-    strftime(day, sizeof(day), "%F", gmtime_r(&overdue, &tm));
     log_warning("the revocation list '%s' should have been replaced by a newer one on %s; what it "
                 "revokes stays revoked",
-                c->files[TLS_FILE_CRL].path, day);
+                c->files[TLS_FILE_CRL].path, tls_day(overdue, day));
 }
 
 static void take_material(struct tls_credentials *c, struct tls_material *material)
@@ -220,7 +208,7 @@ int tls_credentials_new(const struct tls_credentials_config *config, struct tls_
     if (!c)
         return error_set_errno(error, ENOMEM, "Could not make TLS credentials");
     c->references = 1;
-    gnutls_global_set_time_function(now);
+    gnutls_global_set_time_function(tls_now);
     err = set_up(c, config, error);
     if (err < 0)
         tls_credentials_unref(c);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "tls/revocation.h"
 
-#include "base/sys.h"
+#include "tls/dates.h"
 
 #include <errno.h>
 #include <gnutls/abstract.h>
@@ -33,11 +33,6 @@ void tls_revocation_free(struct tls_revocation *revocation)
         gnutls_x509_crl_deinit(revocation->lists[i]);
     gnutls_free(revocation->lists);
     *revocation = (struct tls_revocation){0};
-}
-
-static time_t now(void)
-{
-    return (time_t)(sys->realtime_ns() / INT64_C(1000000000));
 }
 
 static const char *name_of_issuer(gnutls_x509_crl_t list, char *out, size_t size)
@@ -137,19 +132,18 @@ static int check_list(gnutls_x509_crl_t list, const struct tls_file *file,
                       const struct tls_chain *ca, struct error *error)
 {
     const time_t issued = gnutls_x509_crl_get_this_update(list);
-    char name[256], day[32];
-    struct tm tm;
+    char name[256], moment[TLS_DATE_MAX];
 
     if (!is_signed(list, ca))
         return error_set(
             error, EINVAL, "Unable to use %s '%s': its list of '%s' is not signed by a CA in '%s'",
             file->label, file->path, name_of_issuer(list, name, sizeof(name)), ca->file->path);
-    if (issued == (time_t)-1 || issued <= now())
+    if (issued == (time_t)-1 || issued <= tls_now(NULL))
         return 0;
-    strftime(day, sizeof(day), "%F %T UTC", gmtime_r(&issued, &tm));
     return error_set(error, EINVAL,
                      "Unable to use %s '%s': its list of '%s' is not valid before %s", file->label,
-                     file->path, name_of_issuer(list, name, sizeof(name)), day);
+                     file->path, name_of_issuer(list, name, sizeof(name)),
+                     tls_moment(issued, moment));
 }
 
 void tls_revocation_check(const struct tls_revocation *revocation, const struct tls_chain *ca,
@@ -168,7 +162,7 @@ time_t tls_revocation_overdue(const struct tls_revocation *revocation)
     for (unsigned i = 0; i < revocation->count; i++) {
         const time_t next = gnutls_x509_crl_get_next_update(revocation->lists[i]);
 
-        if (next != (time_t)-1 && next < now())
+        if (next != (time_t)-1 && next < tls_now(NULL))
             return next;
     }
     return 0;
