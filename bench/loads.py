@@ -168,6 +168,10 @@ class Images:
         warm(path)
         return Image("qcow2", "qcow2", path, text)
 
+    def forget(self):
+        """For after a load that wrote: files that are not what their references hold are made anew."""
+        self.made.clear()
+
     def once(self, key, make):
         if key not in self.made:
             self.made[key] = make(os.path.join(self.directory, f"{key[1]}.{key[0]}"), key[1])
