@@ -268,6 +268,21 @@ void client_request(struct client *c, uint16_t command, uint16_t flags, uint64_t
     message_free(&m);
 }
 
+void client_write(struct client *c, uint16_t flags, uint64_t cookie, uint64_t offset, uint8_t byte,
+                  uint32_t length)
+{
+    struct message m = {0};
+
+    message_request(&m, &(struct nbd_request){.command = NBD_CMD_WRITE,
+                                              .flags = flags,
+                                              .cookie = cookie,
+                                              .offset = offset,
+                                              .length = length});
+    message_fill(&m, byte, length);
+    client_send_message(c, &m);
+    message_free(&m);
+}
+
 /* Receives what is there. Returns whether anything was. */
 static bool receive_some(struct client *c)
 {

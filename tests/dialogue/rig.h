@@ -84,6 +84,9 @@ size_t client_send_some(struct client *c, const void *data, size_t length);
 void client_send_script(struct client *c, const char *script);
 void client_request(struct client *c, uint16_t command, uint16_t flags, uint64_t cookie,
                     uint64_t offset, uint32_t length);
+/* A WRITE of `length` times `byte`. */
+void client_write(struct client *c, uint16_t flags, uint64_t cookie, uint64_t offset, uint8_t byte,
+                  uint32_t length);
 
 /* Pumps and receives until `length` bytes are there, or nothing more comes. Returns whether. */
 bool client_receive(struct client *c, size_t length);

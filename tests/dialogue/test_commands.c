@@ -16,21 +16,6 @@
 #include <cmocka.h>
 
 /* Sends a WRITE with `length` bytes of `byte`. */
-static void send_write(struct client *c, uint16_t flags, uint64_t cookie, uint64_t offset,
-                       uint8_t byte, uint32_t length)
-{
-    struct message m = {0};
-
-    message_request(&m, &(struct nbd_request){.command = NBD_CMD_WRITE,
-                                              .flags = flags,
-                                              .cookie = cookie,
-                                              .offset = offset,
-                                              .length = length});
-    message_fill(&m, byte, length);
-    client_send_message(c, &m);
-    message_free(&m);
-}
-
 /* The connection still understands us. */
 static void expect_in_step(struct client *c)
 {
@@ -150,13 +135,13 @@ static void test_durability(void **state)
 
     rig_init(&rig, NULL);
     client_enter(&c, &rig);
-    send_write(&c, 0, 1, 0, 1, 512);
+    client_write(&c, 0, 1, 0, 1, 512);
     client_expect(&c, 1, NBD_SUCCESS);
     assert_int_equal(rig.disk.flushes, 0);
     client_request(&c, NBD_CMD_FLUSH, 0, 2, 0, 0);
     client_expect(&c, 2, NBD_SUCCESS);
     assert_int_equal(rig.disk.flushes, 1);
-    send_write(&c, NBD_CMD_FLAG_FUA, 3, 0, 2, 512);
+    client_write(&c, NBD_CMD_FLAG_FUA, 3, 0, 2, 512);
     client_expect(&c, 3, NBD_SUCCESS);
     assert_int_equal(rig.disk.flushes, 2);
     client_request(&c, NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_FUA, 4, 0, 512);
@@ -169,7 +154,7 @@ static void test_durability(void **state)
     client_expect(&c, 6, NBD_SUCCESS);
     assert_int_equal(rig.disk.flushes, 3);
     rig.nbd_export->write_through = true;
-    send_write(&c, 0, 7, 0, 1, 512);
+    client_write(&c, 0, 7, 0, 1, 512);
     client_expect(&c, 7, NBD_SUCCESS);
     assert_int_equal(rig.disk.flushes, 4);
     client_free(&c);
@@ -191,13 +176,13 @@ static void test_disk_errors(void **state)
     client_expect(&c, 2, NBD_EIO);
     rig.disk.read_error = 0;
     rig.disk.write_error = -ENOSPC;
-    send_write(&c, 0, 3, 0, 1, 512);
+    client_write(&c, 0, 3, 0, 1, 512);
     client_expect(&c, 3, NBD_ENOSPC);
     rig.disk.write_error = -EIO;
-    send_write(&c, 0, 4, 0, 1, 512);
+    client_write(&c, 0, 4, 0, 1, 512);
     client_expect(&c, 4, NBD_EIO);
     rig.disk.write_error = 0;
-    send_write(&c, 0, 5, 0, 1, 512);
+    client_write(&c, 0, 5, 0, 1, 512);
     client_expect(&c, 5, NBD_SUCCESS);
     rig.disk.flush_error = -EIO;
     client_request(&c, NBD_CMD_FLUSH, 0, 6, 0, 0);
@@ -219,7 +204,7 @@ static void test_refused_writes(void **state)
     rig_init(&rig, &read_only);
     client_enter(&c, &rig);
     for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
-        send_write(&c, 0, i, 0, 0x25, lengths[i]);
+        client_write(&c, 0, i, 0, 0x25, lengths[i]);
         client_expect(&c, i, NBD_EPERM);
     }
     client_request(&c, NBD_CMD_TRIM, 0, 100, 0, 512);
@@ -238,15 +223,15 @@ static void test_writes_out_of_bounds(void **state)
 
     rig_init(&rig, NULL);
     client_enter(&c, &rig);
-    send_write(&c, 0, 1, (1 << 20) - 100, 1, 101);
+    client_write(&c, 0, 1, (1 << 20) - 100, 1, 101);
     client_expect(&c, 1, NBD_ENOSPC);
-    send_write(&c, 0, 2, 1 << 20, 1, 4096);
+    client_write(&c, 0, 2, 1 << 20, 1, 4096);
     client_expect(&c, 2, NBD_ENOSPC);
-    send_write(&c, 0, 3, UINT64_C(1) << 63, 1, 4096);
+    client_write(&c, 0, 3, UINT64_C(1) << 63, 1, 4096);
     client_expect(&c, 3, NBD_ENOSPC);
-    send_write(&c, 0, 4, UINT64_MAX - 100, 1, 4096);
+    client_write(&c, 0, 4, UINT64_MAX - 100, 1, 4096);
     client_expect(&c, 4, NBD_ENOSPC);
-    send_write(&c, NBD_CMD_FLAG_DF, 5, 0, 1, 4096);
+    client_write(&c, NBD_CMD_FLAG_DF, 5, 0, 1, 4096);
     client_expect(&c, 5, NBD_EINVAL);
     assert_int_equal(rig.disk.writes, 0);
     expect_in_step(&c);
@@ -268,7 +253,7 @@ static void test_too_large(void **state)
     client_expect(&c, 2, NBD_EOVERFLOW);
     client_request(&c, NBD_CMD_READ, 0, 3, 0, UINT32_MAX);
     client_expect(&c, 3, NBD_EINVAL);
-    send_write(&c, 0, 4, 0, 1, NBD_PAYLOAD_MAX + 1);
+    client_write(&c, 0, 4, 0, 1, NBD_PAYLOAD_MAX + 1);
     client_expect(&c, 4, NBD_EINVAL);
     expect_in_step(&c);
     /* Beyond what is skipped: the error is still told, then the connection ends. */
@@ -331,7 +316,7 @@ static void test_detect_zeroes(void **state)
     memset(rig.disk.data, 0xee, options.size);
     client_enter(&c, &rig);
     rig.nbd_export->detect_zeroes = true;
-    send_write(&c, 0, 1, 10, 0, 1000);
+    client_write(&c, 0, 1, 10, 0, 1000);
     client_expect(&c, 1, NBD_SUCCESS);
     assert_int_equal(rig.disk.zeroes, 1);
     assert_int_equal(rig.disk.zero_flags, 0);
@@ -339,10 +324,10 @@ static void test_detect_zeroes(void **state)
     assert_int_equal(rig.disk.data[9], 0xee);
     assert_int_equal(rig.disk.data[10], 0);
     rig.nbd_export->detect_zeroes_unmap = true;
-    send_write(&c, 0, 2, 10, 0, 1000);
+    client_write(&c, 0, 2, 10, 0, 1000);
     client_expect(&c, 2, NBD_SUCCESS);
     assert_int_equal(rig.disk.zero_flags, ZERO_MAY_UNMAP);
-    send_write(&c, 0, 3, 10, 1, 1000);
+    client_write(&c, 0, 3, 10, 1, 1000);
     client_expect(&c, 3, NBD_SUCCESS);
     assert_int_equal(rig.disk.writes, 1);
     client_free(&c);
@@ -377,7 +362,7 @@ static void test_protected_header(void **state)
     client_expect(&c, 3, NBD_EPERM);
     assert_memory_equal(rig.disk.data + 510, "\0\0RAM\0\0\0", 8);
     /* Anything else may be written there, and the magic anywhere else. */
-    send_write(&c, 0, 4, 0, 'x', 4096);
+    client_write(&c, 0, 4, 0, 'x', 4096);
     client_expect(&c, 4, NBD_SUCCESS);
     message_request(&m, &(struct nbd_request){
                             .command = NBD_CMD_WRITE, .cookie = 5, .offset = 8192, .length = 6});

@@ -16,19 +16,6 @@
 
 #include <cmocka.h>
 
-static void send_write(struct client *c, uint64_t cookie, uint64_t offset, uint8_t byte,
-                       uint32_t length)
-{
-    struct message m = {0};
-
-    message_request(
-        &m, &(struct nbd_request){
-                .command = NBD_CMD_WRITE, .cookie = cookie, .offset = offset, .length = length});
-    message_fill(&m, byte, length);
-    client_send_message(c, &m);
-    message_free(&m);
-}
-
 static void test_replies_out_of_order(void **state)
 {
     struct rig rig;
@@ -39,7 +26,7 @@ static void test_replies_out_of_order(void **state)
     client_enter(&c, &rig);
     rig.disk.slow = true;
     client_request(&c, NBD_CMD_READ, 0, 100, 0, 4);
-    send_write(&c, 101, 4096, 7, 512);
+    client_write(&c, 0, 101, 4096, 7, 512);
     client_request(&c, NBD_CMD_READ, 0, 102, 4, 4);
     client_expect_silence(&c);
     assert_int_equal(rig.disk.waiting_count, 3);
@@ -104,7 +91,7 @@ static void test_two_clients(void **state)
     client_enter(&a, &rig);
     client_enter(&b, &rig);
     assert_int_equal(nbd_server_connections(rig.server), 2);
-    send_write(&a, 1, 0, 'a', 4);
+    client_write(&a, 0, 1, 0, 'a', 4);
     client_expect(&a, 1, NBD_SUCCESS);
     client_request(&b, NBD_CMD_READ, 0, 1, 0, 4);
     client_expect_data(&b, 1, "aaaa", 4);
@@ -112,7 +99,7 @@ static void test_two_clients(void **state)
     rig_pump();
     assert_int_equal(rig.left, 1);
     assert_int_equal(rig.remaining, 1);
-    send_write(&b, 2, 0, 'b', 4);
+    client_write(&b, 0, 2, 0, 'b', 4);
     client_expect(&b, 2, NBD_SUCCESS);
     client_free(&b);
     rig_await_no_clients(&rig);
@@ -133,9 +120,9 @@ static void test_disconnect(void **state)
     rig_init(&rig, NULL);
     client_enter(&c, &rig);
     rig.disk.slow = true;
-    send_write(&c, 1, 0, 'w', 512);
+    client_write(&c, 0, 1, 0, 'w', 512);
     client_request(&c, NBD_CMD_DISC, 0xffff, 2, 777, 888);
-    send_write(&c, 3, 0, 'x', 512);
+    client_write(&c, 0, 3, 0, 'x', 512);
     client_request(&c, 0x4141, 0x4141, 4, 0, 0);
     client_expect_silence(&c);
     assert_int_equal(rig.disk.waiting_count, 1);
@@ -183,7 +170,7 @@ static void test_reset(void **state)
     rig.disk.slow = true;
     client_request(&c, NBD_CMD_READ, 0, 1, 0, 4096);
     client_request(&c, NBD_CMD_READ, 0, 2, 0, 100000);
-    send_write(&c, 3, 0, 'r', 512);
+    client_write(&c, 0, 3, 0, 'r', 512);
     client_request(&c, NBD_CMD_TRIM, 0, 4, 0, 512);
     client_free(&c);
     rig_pump();

@@ -13,19 +13,6 @@
 
 #define SECOND INT64_C(1000000000)
 
-static void send_write(struct client *c, uint64_t cookie, uint64_t offset, uint8_t byte,
-                       uint32_t length)
-{
-    struct message m = {0};
-
-    message_request(
-        &m, &(struct nbd_request){
-                .command = NBD_CMD_WRITE, .cookie = cookie, .offset = offset, .length = length});
-    message_fill(&m, byte, length);
-    client_send_message(c, &m);
-    message_free(&m);
-}
-
 static void test_stop_in_flight(void **state)
 {
     struct rig rig;
@@ -37,13 +24,13 @@ static void test_stop_in_flight(void **state)
     client_connect(&shaking, &rig);
     client_send_script(&shaking, "flags 3");
     rig.disk.slow = true;
-    send_write(&c, 1, 0, 's', 512);
+    client_write(&c, 0, 1, 0, 's', 512);
     rig_pump();
     nbd_server_stop(rig.server, RIG_LIMIT_NS);
     client_expect_close(&idle);
     client_expect_close(&shaking);
     /* More of it is refused, what runs is finished. */
-    send_write(&c, 2, 0, 't', 512);
+    client_write(&c, 0, 2, 0, 't', 512);
     client_expect(&c, 2, NBD_ESHUTDOWN);
     client_request(&c, NBD_CMD_READ, 0, 3, 0, 1);
     client_expect(&c, 3, NBD_ESHUTDOWN);
