@@ -446,7 +446,6 @@ static void test_pam(void **state)
     reactor_fini();
 }
 
-/* Some never answer. The rest waits in line, and what is not wanted any more is not answered. */
 /* Forgets the questions; returns how many lines the log has got by that. */
 static unsigned forget_all(const char *dir, struct asked *asked, size_t count)
 {
@@ -469,6 +468,7 @@ static unsigned forget_all(const char *dir, struct asked *asked, size_t count)
     return lines;
 }
 
+/* Some never answer. The rest waits in line, and what is not wanted any more is not answered. */
 static void test_pam_that_hangs(void **state)
 {
     char *go = test_path(*state, "go"), *script = test_path(*state, "script"), text[600];
@@ -506,6 +506,8 @@ static void test_pam_that_hangs(void **state)
 
 #else
 
+static const char no_pam_services[] = "PAM cannot be given services of a test here";
+
 static void test_pam(void **state)
 {
 #ifndef HAVE_PAM
@@ -515,13 +517,13 @@ static void test_pam(void **state)
     assert_int_equal(authz_pam_new("other", &authz, &error), -ENOTSUP);
     assert_non_null(strstr(error.text, "without libpam"));
 #else
-    skip();
+    test_skip("%s", no_pam_services);
 #endif
 }
 
 static void test_pam_that_hangs(void **state)
 {
-    skip();
+    test_skip("%s", no_pam_services);
 }
 
 #endif
