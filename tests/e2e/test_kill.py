@@ -176,7 +176,7 @@ def test_kill(t, name):
         Round(server, number + 1, all_sectors).run()
         t.servers.remove(server)
         # The kernel may need a moment to end what was in flight and to let go of the locks of all files.
-        wait_for(lambda: "lock" not in run("qemu-img", "check", *words, status=None).stderr,
+        wait_for(lambda: '" lock' not in run("qemu-img", "check", *words, status=None).stderr,
                  "the image being free")
         if name != "raw":
             check_image(words)
