@@ -81,6 +81,7 @@ struct load {
     struct latency latency;
 };
 
+/* splitmix64 */
 static uint64_t load_random(struct load *load)
 {
     uint64_t z = load->random += UINT64_C(0x9e3779b97f4a7c15);

@@ -30,7 +30,7 @@ def restart_while(server, running, rounds):
         if not running():
             return number
         server.kill()
-        time.sleep(0.05 * (number % 3))
+        time.sleep(0.05 * (number % 3))  # how long it is away: reconnecting sees it at other moments
         server.start()
     return rounds
 
