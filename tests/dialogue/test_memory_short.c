@@ -7,7 +7,6 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "tests/dialogue/rig.h"
-#include "tests/support/support.h"
 
 #include <errno.h>
 #include <setjmp.h>

@@ -6,7 +6,6 @@
 #include "base/checked.h"
 #include "tests/dialogue/rig.h"
 #include "tests/support/sim_clock.h"
-#include "tests/support/support.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -2,7 +2,6 @@
 /* Exports that are taken away while the server runs. */
 #include "base/bytes.h"
 #include "tests/dialogue/rig.h"
-#include "tests/support/support.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -7,7 +7,6 @@
 #include "blockcore/resize.h"
 #include "tests/support/filter_stage.h"
 #include "tests/support/sim_engine.h"
-#include "tests/support/support.h"
 
 #include <errno.h>
 #include <setjmp.h>
