@@ -158,7 +158,7 @@ static void test_stop_with_a_slow_payload(void **state)
     nbd_server_stop(rig.server, RIG_LIMIT_NS);
     for (unsigned i = 0; i < 6; i++) {
         rig_pump();
-        client_send(&c, "abcdef" + i, 1);
+        client_send(&c, &"abcdef"[i], 1);
         rig_pump();
         sim_clock_advance(SECOND * 3 / 4);
     }
