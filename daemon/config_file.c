@@ -19,6 +19,8 @@
 
 #define FILE_MAX (1024 * 1024)
 #define LINE_MAX_BYTES 4096
+#define WHITE_SPACE " \t\r\v\f" /* that inih skips before a title */
+#define BYTE_ORDER_MARK "\xef\xbb\xbf"
 #define TITLE_MAX 48 /* inih keeps so many bytes of it */
 
 struct text {
@@ -161,7 +163,7 @@ static char *next_line(char *out, int room, void *user)
         return NULL;
     }
     snprintf(out, (size_t)room, "%.*s\n", (int)length, line);
-    start = out + strspn(out, " \t");
+    start = out + strspn(out, WHITE_SPACE);
     if (*start == '[') {
         size_t end = strcspn(start, "]\n");
 
@@ -198,7 +200,7 @@ static int read_lines(struct reading *r, const char *bytes, size_t length)
 
     if (strlen(bytes) != length)
         return wrong(r, error_set(r->error, EINVAL, "there is a 0 byte in the file"));
-    r->next = bytes;
+    r->next = strncmp(bytes, BYTE_ORDER_MARK, 3) == 0 ? bytes + 3 : bytes;
     ini_allow_multiline = false;
     ini_allow_inline_comments = false;
     ini_use_stack = false;

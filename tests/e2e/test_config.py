@@ -17,6 +17,8 @@ WRONG = {
     "before-a-section": ("format = raw", ":1: 'format' stands before the first section"),
     "no-label": ("[export]\nimage = x", r":1: \[export\] needs a label"),
     "open-title": ("[export a\nimage = x", r":1: a section begins with a title in \[ and \]"),
+    "form-feed": ("[export a]\nimage = x\n\f[export a]\nimage = y", r":3: there is a section \[export a\] already"),
+    "byte-order-mark": ("\ufeff[export a]\nimage = x\nnothing", ":3: a line NAME = VALUE is needed"),
     "long-title": (f"[export {'a' * 60}]\nimage = x", ":1: the title of the section is too long: at most 48"),
     "twice": ("[export a]\nimage = x\n[export a]\nimage = y", r":3: there is a section \[export a\] already"),
     "same-name": ("[export a]\nimage = x\n[export b]\nimage = y\nexport-name = a",
