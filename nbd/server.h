@@ -79,10 +79,10 @@ int nbd_server_remove_export(struct nbd_server *server, struct nbd_export *nbd_e
 /*
  * Orderly stop: listeners are closed, handshakes get ERR_SHUTDOWN, what is in flight is finished
  * and answered, further requests get ESHUTDOWN, exports are flushed; then events.stopped is called.
- * After a second TRIM, WRITE_ZEROES and CACHE end where they are (ESHUTDOWN), and clients that do
- * not go on with a payload or take no replies are cut.  Connections that have not drained after
- * `limit_ns` (of nanoseconds) are cut; requests that still run are waited for, with a line in the
- * log after each `limit_ns`.
+ * After a second TRIM, WRITE_ZEROES, CACHE and BLOCK_STATUS end where they are (ESHUTDOWN), and
+ * clients that do not go on with a payload or take no replies are cut.  Connections that have not
+ * drained after `limit_ns` (of nanoseconds) are cut; requests that still run are waited for, with a
+ * line in the log after each `limit_ns`.
  */
 void nbd_server_stop(struct nbd_server *server, int64_t limit_ns);
 /* Only when stopped (or never started). NULL is fine. */

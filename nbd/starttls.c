@@ -100,14 +100,14 @@ static void go_on_inside(struct nbd_connection *c)
 static int step(struct nbd_connection *c, struct error *error)
 {
     const struct nbd_tls *tls = c->owner->tls;
-    int r = 0;
 
-    if (!c->tls_done)
-        r = tls->handshake(tls->arg, c->stream, &c->tls_wait, error);
-    if (r < 0)
-        return r;
-    if (!c->tls_done)
+    if (!c->tls_done) {
+        int r = tls->handshake(tls->arg, c->stream, &c->tls_wait, error);
+
+        if (r < 0)
+            return r;
         identify(c);
+    }
     return nbd_connection_authorize(c) ? 0 : -EAGAIN;
 }
 
