@@ -31,7 +31,7 @@ struct nbd_access {
  * refused unasked.
  */
 struct nbd_authorizer {
-    void *arg;
+    void *arg; /* those of several exports that have the same one are one: it is asked once */
     /*
      * Answers at once (1: yes, 0: no), or begins to find out (-EINPROGRESS, with *ret_question)
      * and calls answered(answered_arg, yes) later, from the loop.  -ENOMEM.

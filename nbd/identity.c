@@ -3,6 +3,7 @@
 #include "nbd/identity.h"
 
 #include "base/sys.h"
+#include "nbd/access.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -65,7 +66,7 @@ bool nbd_identity_add_answer(struct nbd_identity *identity, const struct nbd_aut
 
     if (!answers)
         return false;
-    answers[count - 1] = (struct nbd_answer){.authorizer = authorizer, .yes = yes};
+    answers[count - 1] = (struct nbd_answer){.authority = authorizer->arg, .yes = yes};
     identity->answers = answers;
     identity->answer_count = count;
     return true;
@@ -75,7 +76,7 @@ const struct nbd_answer *nbd_identity_answer(const struct nbd_identity *identity
                                              const struct nbd_authorizer *authorizer)
 {
     for (size_t i = 0; i < identity->answer_count; i++) {
-        if (identity->answers[i].authorizer == authorizer)
+        if (identity->answers[i].authority == authorizer->arg)
             return &identity->answers[i];
     }
     return NULL;

@@ -21,7 +21,7 @@ struct nbd_authorizer;
 
 /* What was found out about the client's name (nbd/access.h). */
 struct nbd_answer {
-    const struct nbd_authorizer *authorizer; /* only compared */
+    const void *authority; /* `arg` of the authorizer, only compared */
     bool yes;
 };
 

@@ -167,7 +167,7 @@ static void test_names(void **state)
 /* Who is asked is up to the connection; access only looks at what was said. */
 static void test_authorize(void **state)
 {
-    struct nbd_authorizer good = {0}, bad = {0};
+    struct nbd_authorizer good = {.arg = &good}, same = {.arg = &good}, bad = {.arg = &bad};
     struct nbd_identity alice = with_key("alice");
     struct nbd_access access;
     struct error error;
@@ -178,6 +178,9 @@ static void test_authorize(void **state)
     assert_false(nbd_access_allows(&access, &alice));
     assert_true(nbd_identity_add_answer(&alice, &bad, false));
     assert_true(nbd_identity_add_answer(&alice, &good, true));
+    assert_null(nbd_access_unasked(&access, &alice));
+    assert_true(nbd_access_allows(&access, &alice));
+    access.authorizer = &same; /* another export's */
     assert_null(nbd_access_unasked(&access, &alice));
     assert_true(nbd_access_allows(&access, &alice));
     access.authorizer = &bad;
