@@ -242,12 +242,6 @@ void qcow2_bitmaps_mark(struct qcow2 *q, uint64_t offset, uint64_t length);
 /* None can be used: what is open is not the disk that they are about. */
 void qcow2_bitmaps_disown(struct qcow2 *q);
 /* Duties before the guest range changes (see struct driver): without the lock. */
-/* qcow2_bitmap_resize.c: before another size of the disk; whether bitmaps allow it. */
-int qcow2_bitmaps_judge_size(const struct qcow2 *q, uint64_t size, struct error *error);
-/* Marks all that can be used in_use, durably; both locks are held. */
-int qcow2_bitmaps_claim(struct qcow2 *q);
-/* The header has another size: so do they from now on. What fails is logged. */
-void qcow2_bitmaps_resize(struct qcow2 *q);
 int qcow2_track(struct node *node, uint64_t offset, uint64_t length);
 struct block_bitmap *qcow2_bitmap_get(struct node *node, size_t index);
 int qcow2_bitmap_add(struct node *node, const char *name, uint64_t granularity, bool enabled,
@@ -256,6 +250,14 @@ static inline bool qcow2_has_bitmaps(const struct qcow2 *q)
 {
     return q->header.has_bitmaps;
 }
+
+/* qcow2_bitmap_resize.c */
+/* Before another size of the disk: whether bitmaps allow it. */
+int qcow2_bitmaps_judge_size(const struct qcow2 *q, uint64_t size, struct error *error);
+/* Marks all that can be used in_use, durably; both locks are held. */
+int qcow2_bitmaps_claim(struct qcow2 *q);
+/* The header has another size: so do they from now on. What fails is logged. */
+void qcow2_bitmaps_resize(struct qcow2 *q);
 
 /* qcow2_first.c */
 /* What the first cluster is to say; all else in it stays. The names of features are added. */

@@ -117,7 +117,7 @@ static int prepare(struct qcow2_bitmap *b, struct change *c)
 }
 
 /* It is marked in_use in the file, and stays so. */
-static void give_up(struct qcow2_bitmap *b, struct change *c)
+static void give_up(struct qcow2_bitmap *b)
 {
     char shown[80];
 
@@ -126,7 +126,6 @@ static void give_up(struct qcow2_bitmap *b, struct change *c)
               node_name(b->q->node), shown);
     b->bitmap.unusable = "it could not be resized with the disk; it can only be removed";
     b->claimed = b->tracked = false;
-    c->on = false;
 }
 
 /* The new tables are not in force. */
@@ -139,7 +138,8 @@ static void undo(struct qcow2_bitmap *b, struct change *c)
             q, b->entry.table_offset,
             div_round_up((uint64_t)b->entry.table_size * 8, q->cluster_size));
     b->entry = c->old;
-    give_up(b, c);
+    c->on = false;
+    give_up(b);
 }
 
 /* The new tables are in force. What cannot be given back leaks. */
@@ -181,7 +181,7 @@ static void resize_all(struct qcow2_bitmaps *bitmaps, struct qcow2 *q, struct ch
         struct qcow2_bitmap *b = bitmaps->list[i];
 
         if (!b->bitmap.unusable && prepare(b, &changes[i]) < 0)
-            give_up(b, &changes[i]);
+            give_up(b);
     }
     err = qcow2_bitmap_directory_write(q, bitmaps->list, bitmaps->count, &error);
     for (size_t i = 0; i < bitmaps->count; i++) {
@@ -193,7 +193,7 @@ static void resize_all(struct qcow2_bitmaps *bitmaps, struct qcow2 *q, struct ch
     bitmaps->window.entries_of = bitmaps->window.bytes_of = NULL;
     for (size_t i = 0; i < bitmaps->count; i++) {
         if (changes[i].on && !bitmaps->list[i]->tracked && settle(bitmaps->list[i]) < 0)
-            give_up(bitmaps->list[i], &changes[i]);
+            give_up(bitmaps->list[i]);
     }
 }
 
@@ -206,10 +206,8 @@ void qcow2_bitmaps_resize(struct qcow2 *q)
         return;
     changes = calloc(bitmaps->count, sizeof(*changes));
     for (size_t i = 0; !changes && i < bitmaps->count; i++) {
-        struct change none;
-
         if (!bitmaps->list[i]->bitmap.unusable)
-            give_up(bitmaps->list[i], &none);
+            give_up(bitmaps->list[i]);
     }
     if (changes)
         resize_all(bitmaps, q, changes);
