@@ -40,11 +40,19 @@ static int write_locked(struct node *node, const void *data, uint64_t length, ui
     return err > 0 ? format_write_locked(node, vec, offset) : err;
 }
 
+/* The same, on a full disk in what earlier requests have freed. */
+static int write_or_reclaim(struct node *node, const void *data, uint64_t length, uint64_t offset)
+{
+    uint64_t generation = node->reclaim_generation;
+    int err = write_locked(node, data, length, offset);
+
+    return engine_reclaim(node, err, generation) ? write_locked(node, data, length, offset) : err;
+}
+
 static int write_unit(struct node *node, const uint8_t *data, uint64_t length, uint64_t offset)
 {
     struct range_lock lock;
     uint8_t *padded = NULL;
-    uint64_t generation;
     int err;
 
     if (length < node->compress_unit) { /* the disk ends in it */
@@ -57,11 +65,8 @@ static int write_unit(struct node *node, const uint8_t *data, uint64_t length, u
     }
     range_lock_exclusive(&node->locks, &lock, offset, node->compress_unit);
     err = track_change(node, offset, length);
-    generation = node->reclaim_generation;
     if (err == 0)
-        err = write_locked(node, data, length, offset);
-    if (engine_reclaim(node, err, generation))
-        err = write_locked(node, data, length, offset);
+        err = write_or_reclaim(node, data, length, offset);
     engine_forget_decoded(node);
     range_unlock(&node->locks, &lock);
     buffer_put(padded, node->compress_unit);
