@@ -196,27 +196,18 @@ int node_open_image(const struct block_context *context, const char *filename, c
                     json_t *options, unsigned flags, struct node **ret, bool *ret_guessed_raw,
                     struct error *error)
 {
-    json_t *file = open_name_tree(context->drivers, filename), *tree = NULL;
-    bool guessed_raw = false, known = format != NULL;
-    bool remote = driver_of_name(context->drivers, filename) != NULL;
+    json_t *file = open_name_tree(context->drivers, filename);
+    json_t *tree = options ? json_deep_copy(options) : json_object();
+    bool guessed_raw = false;
     int err = 0;
 
-    if (!file)
-        return out_of_memory(error);
-    if (known)
+    if (!file || !tree || json_object_set(tree, "file", file) < 0)
+        err = out_of_memory(error);
+    else if (format)
         err = check_format(context, format, error);
-    else if (remote)
-        err = open_probed(context, file, options, flags, ret, &guessed_raw, error);
-    else
-        err = probe_format(context, file, flags, &format, &guessed_raw, error);
-    if (err == 0 && (known || !remote)) {
-        tree = format_tree(format, options);
-        if (!tree || json_object_set(tree, "file", file) < 0)
-            err = out_of_memory(error);
-        else
-            err = node_open_tree(context, tree, flags, ret, error);
-        json_decref(tree);
-    }
+    if (err == 0)
+        err = node_open_options(context, tree, format, flags, ret, &guessed_raw, error);
+    json_decref(tree);
     json_decref(file);
     if (ret_guessed_raw)
         *ret_guessed_raw = guessed_raw;
