@@ -119,7 +119,8 @@ static void start_stall(struct nbd_connection *c)
     reactor_timer_start(&c->stall, stall_ns(c), on_stall);
 }
 
-void nbd_connection_flush(struct nbd_connection *c)
+/* Sends what is queued, as far as the stream takes it. */
+static void flush_output(struct nbd_connection *c)
 {
     uint64_t sent = c->out.sent;
     int r;
@@ -148,7 +149,7 @@ void nbd_connection_flush(struct nbd_connection *c)
 void nbd_connection_queued(struct nbd_connection *c)
 {
     if (c->out.queued >= NBD_SEND_BATCH && !c->out.blocked)
-        nbd_connection_flush(c);
+        flush_output(c);
     reactor_defer(&c->turn);
 }
 
@@ -168,7 +169,7 @@ void nbd_connection_await_room(struct nbd_connection *c)
 void nbd_connection_await_sent(struct nbd_connection *c, uint64_t bytes)
 {
     while (!c->dead && c->out.queued > bytes) {
-        nbd_connection_flush(c);
+        flush_output(c);
         if (c->out.blocked && c->out.queued > bytes && !c->dead)
             co_queue_wait(&c->output_room);
     }
@@ -253,7 +254,7 @@ static void queue_handshake_output(struct nbd_connection *c)
         done += n;
     }
     output->length = 0;
-    nbd_connection_flush(c);
+    flush_output(c);
 }
 
 static void enter_transmission(struct nbd_connection *c)
@@ -473,10 +474,10 @@ static void on_turn(struct reactor_deferred *deferred)
 {
     struct nbd_connection *c = container_of(deferred, struct nbd_connection, turn);
 
-    nbd_connection_flush(c);
+    flush_output(c);
     if (c->paused || nbd_connection_in_starttls(c)) {
         nbd_connection_receive(c);
-        nbd_connection_flush(c);
+        flush_output(c);
     }
     settle(c);
 }

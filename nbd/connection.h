@@ -178,8 +178,6 @@ __attribute__((format(printf, 2, 3))) void nbd_connection_end_input(struct nbd_c
                                                                     const char *format, ...);
 /* Cuts, for what `doing` ("send to", "receive from") has failed with, a negative errno. */
 void nbd_connection_broken(struct nbd_connection *c, const char *doing, int err);
-/* Sends what is queued, as far as the stream takes it. */
-void nbd_connection_flush(struct nbd_connection *c);
 /* To be called after something was queued: sends a full batch now, else when the turn ends. */
 void nbd_connection_queued(struct nbd_connection *c);
 /* Whether so much waits for a peer that does not read that no more requests are taken. */
